@@ -11,11 +11,13 @@ __all__ = [
     "ArtifactError",
     "ArtifactExistsError",
     "ArtifactHashError",
+    "ArtifactReadError",
     "ArtifactVersionError",
     "ArtifactWriteError",
     "BackendError",
     "CaptureError",
     "CaptureMismatchError",
+    "EngineClosedError",
     "EngineModeError",
     "ForwardFailedError",
     "GraphCheckError",
@@ -24,11 +26,13 @@ __all__ = [
     "InputBatchError",
     "InputChannelError",
     "InputCountError",
+    "InputDeviceError",
     "InputDtypeError",
     "InputError",
     "InputRankError",
     "InputShapeError",
     "InputTimeError",
+    "InputTypeError",
     "LoweringError",
     "ModelLoadError",
     "NameClashError",
@@ -151,6 +155,10 @@ class BackendError(TargetError):
     """The engine library itself failed."""
 
 
+class EngineClosedError(SnnGraphError):
+    """The engine was closed and can not run any more."""
+
+
 class EngineModeError(SnnGraphError):
     """The engine was built for another mode of use (for example ``stream`` on a sequence engine)."""
 
@@ -164,6 +172,14 @@ class InputError(SnnGraphError):
 
 class InputCountError(InputError):
     """The number of inputs is wrong."""
+
+
+class InputTypeError(InputError):
+    """An input is no array (a list, a number, a tensor that needs gradients)."""
+
+
+class InputDeviceError(InputError):
+    """An input lies on a device the engine does not run on."""
 
 
 class InputRankError(InputError):
@@ -195,6 +211,10 @@ class InputShapeError(InputError):
 
 class ArtifactError(SnnGraphError):
     """A ``.snn`` file could not be read or written."""
+
+
+class ArtifactReadError(ArtifactError):
+    """There is no such file, or it can not be opened."""
 
 
 class ArtifactExistsError(ArtifactError):

@@ -1,0 +1,405 @@
+"""The graph snngraph works on: an ``fx.GraphModule`` of core ATen and ``snn::`` operators, with its time axis and its neurons.
+
+Its tensors are held in float64: a float32 weight is exact there, a pass that folds one into another loses nothing, and the lowering
+rounds once. The batch size is free wherever the model allows it: shapes inside the graph are written with ``-1`` in the dimension
+that carries the batch, and the sizes in ``node.meta["val"]`` are those of one sample batch size, :attr:`SpikingGraph.batch`.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+from snngraph import ops
+from snngraph.errors import GraphError
+from snngraph.types import TensorSpec
+
+__all__ = ["NeuronLayerInfo", "SpikingGraph", "Time", "arguments", "is_op", "shape_of"]
+
+LIF = torch.ops.snn.lif.default
+LIF_STEP = torch.ops.snn.lif_step.default
+OUTPUT_NAMES = ops.NeuronOutput._fields
+
+
+@dataclass(frozen=True, slots=True)
+class Time:
+    """The time axis of a graph: how many steps, and the axis that holds them on every input (``None`` on a static one)."""
+
+    steps: int
+    dims: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of a graph besides its nodes and tensors; see :class:`SpikingGraph`."""
+
+    inputs: tuple[TensorSpec, ...]
+    time: Time
+    batch: int
+    free_batch: bool = True
+    example_batch: int = 1
+    name: str = "model"
+    notes: tuple[str, ...] = ()
+    history: tuple[str, ...] = ()
+    output_batch_dims: tuple[int | None, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NeuronLayerInfo:
+    """One layer of neurons.
+
+    Args:
+        name: the neuron module's path in the model; ``#2`` and so on tell apart several uses of one module.
+        nodes: one ``snn::lif`` node, or the chain of its ``snn::lif_step`` nodes in the order of time.
+        shape: one sample's layer, without time and batch.
+    """
+
+    name: str
+    nodes: tuple[fx.Node, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def neurons(self) -> int:
+        """The number of neurons of one sample."""
+        return int(torch.Size(self.shape).numel())
+
+
+def is_op(node: object, *targets: Any) -> bool:
+    """Whether ``node`` is a call of one of the operators ``targets``."""
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def arguments(node: fx.Node) -> dict[str, Any]:
+    """All arguments of an operator call by name, defaults filled in. The names are those of the operator's schema."""
+    schema = node.target._schema  # type: ignore[union-attr]
+    found = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
+    found.update(zip((a.name for a in schema.arguments), node.args, strict=False))
+    found.update(node.kwargs)
+    return found
+
+
+def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's single output, at the graph's sample batch size."""
+    value = node.meta["val"]
+    if not isinstance(value, Tensor):
+        raise GraphError(f"{node.name} gives several tensors, not one")
+    return tuple(value.shape)
+
+
+def _cast_inputs(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    dtype = next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() and t.dim()), torch.float64)
+    return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
+
+
+class SpikingGraph:
+    """A captured spiking network.
+
+    Attributes:
+        module: the ``fx.GraphModule``. Calling it casts floating inputs to the type of its tensors (float64 unless changed).
+        facts: everything else that is known.
+    """
+
+    def __init__(self, graph: fx.Graph, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+        used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
+        self.module = fx.GraphModule({k: t for k, t in tensors.items() if k in used}, graph, class_name="SpikingModule")
+        self.module.register_forward_pre_hook(_cast_inputs)
+        self.facts = facts
+        self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.infer()
+
+    @property
+    def inputs(self) -> tuple[TensorSpec, ...]:
+        """The specification of every input, in the layout the model has."""
+        return self.facts.inputs
+
+    @property
+    def time(self) -> Time:
+        """The time axis."""
+        return self.facts.time
+
+    @property
+    def batch(self) -> int:
+        """The batch size of the shapes in ``node.meta["val"]``."""
+        return self.facts.batch
+
+    @property
+    def free_batch(self) -> bool:
+        """Whether the graph runs at any batch size; otherwise only at :attr:`batch`, for the reason among the notes."""
+        return self.facts.free_batch
+
+    @property
+    def name(self) -> str:
+        """The model's class name."""
+        return self.facts.name
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the capture found worth telling."""
+        return self.facts.notes
+
+    @property
+    def history(self) -> tuple[str, ...]:
+        """The passes that made this graph, in order, with their options."""
+        return self.facts.history
+
+    # -- running -----------------------------------------------------------------------------------------------------------
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Runs the graph; floating inputs are cast to the graph's type. Outputs as the model gives them."""
+        with torch.no_grad():
+            return self.module(*inputs)
+
+    def to(self, dtype: torch.dtype) -> SpikingGraph:
+        """A copy whose tensors have ``dtype``; the 0-d numbers of neurons keep their digits."""
+        return self._derived(self._copy_of_graph(), {k: _cast(t, dtype) for k, t in self.tensors().items()})
+
+    def example_inputs(self, batch: int | None = None) -> list[Tensor]:
+        """Uninitialised inputs of the graph's shapes, at the sample batch size or another."""
+        size = self.batch if batch is None else batch
+        shapes = [tuple(size if d == s.batch_dim else int(n or 0) for d, n in enumerate(s.shape)) for s in self.inputs]
+        dtype = self.dtype
+        return [
+            torch.empty(shape, dtype=dtype if s.dtype.startswith("float") else getattr(torch, s.dtype))
+            for shape, s in zip(shapes, self.inputs, strict=True)
+        ]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The floating type of the graph's tensors."""
+        return next((t.dtype for t in self.tensors().values() if t.is_floating_point() and t.dim()), torch.float64)
+
+    # -- looking -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The ``fx.Graph``."""
+        return self.module.graph
+
+    @property
+    def nodes(self) -> Iterator[fx.Node]:
+        """The nodes, in order."""
+        return iter(list(self.module.graph.nodes))
+
+    @property
+    def output_nodes(self) -> tuple[fx.Node, ...]:
+        """The nodes whose values the graph returns."""
+        return tuple(self.graph.output_node().all_input_nodes)
+
+    @property
+    def outputs(self) -> tuple[TensorSpec, ...]:
+        """The outputs; time and batch axes are those that carry ``T`` steps and the batch."""
+        return self._outputs
+
+    @property
+    def neurons(self) -> tuple[NeuronLayerInfo, ...]:
+        """The layers of neurons, in the order in which they first run."""
+        chains: dict[str, list[fx.Node]] = {}
+        for node in self.nodes:
+            if is_op(node, LIF, LIF_STEP):
+                chains.setdefault(node.meta.get("neuron", node.name), []).append(node)
+        return tuple(
+            NeuronLayerInfo(name, tuple(nodes), tuple(nodes[0].args[0].meta["val"].shape)[2 if is_op(nodes[0], LIF) else 1 :])  # type: ignore[union-attr]
+            for name, nodes in chains.items()
+        )
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The graph's constant tensors by name."""
+        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+
+    def constant(self, node: object) -> Tensor | None:
+        """The value of a ``get_attr`` node, or ``None`` for anything else."""
+        if not (isinstance(node, fx.Node) and node.op == "get_attr"):
+            return None
+        holder: Any = self.module
+        for part in str(node.target).split("."):
+            holder = getattr(holder, part)
+        assert isinstance(holder, Tensor)
+        return holder
+
+    def number(self, node: object) -> float | None:
+        """The value of a plain number or of a constant with one element, else ``None``."""
+        if isinstance(node, bool | int | float):
+            return float(node)
+        tensor = self.constant(node)
+        return float(tensor) if tensor is not None and tensor.numel() == 1 and tensor.dim() == 0 else None
+
+    def format(self) -> str:
+        """The graph as stable text (the language of :mod:`snngraph.format`)."""
+        from snngraph.format import format_graph
+
+        return format_graph(self)
+
+    def check(self) -> None:
+        """Checks the invariants of the representation.
+
+        Raises:
+            GraphCheckError: the first one that is broken, with the equations around it.
+        """
+        from snngraph.check import check_graph
+
+        check_graph(self)
+
+    def __repr__(self) -> str:
+        layers = self.neurons
+        count = sum(1 for node in self.nodes if node.op == "call_function" and node.target is not operator.getitem)
+        return f"<SpikingGraph {self.name}: {count} operators, {len(layers)} neuron layers, {self.time.steps} steps>"
+
+    # -- changing ----------------------------------------------------------------------------------------------------------
+
+    def copy(self) -> SpikingGraph:
+        """A copy to edit: its own nodes, the same tensors."""
+        return self._derived(self._copy_of_graph(), self.tensors())
+
+    def with_history(self, entry: str) -> SpikingGraph:
+        """This graph, with one more entry in its history."""
+        self.facts = replace(self.facts, history=(*self.history, entry))
+        return self
+
+    def add_tensor(self, name: str, tensor: Tensor) -> fx.Node:
+        """A new ``get_attr`` node (at the current insertion point) for ``tensor``, under ``name`` or, if taken, ``name_1`` ..."""
+        taken = self.tensors()
+        base = name.replace(".", "_") if any(k.startswith(name + ".") or name.startswith(k + ".") for k in taken) else name
+        unique, k = base, 0
+        while unique in taken or hasattr(self.module, unique):
+            k += 1
+            unique = f"{base}_{k}"
+        holder: torch.nn.Module = self.module
+        *path, leaf = unique.split(".")
+        for part in path:
+            if not hasattr(holder, part):
+                holder.add_module(part, torch.nn.Module())
+            holder = getattr(holder, part)
+        holder.register_buffer(leaf, tensor)
+        node = self.graph.get_attr(unique)
+        node.meta["val"] = self._fake_mode.from_tensor(tensor)
+        return node
+
+    def finish(self) -> SpikingGraph:
+        """To be called after edits: removes dead nodes and tensors, recompiles, and infers all shapes anew."""
+        self.graph.eliminate_dead_code()
+        return self._derived(self.graph, self.tensors())
+
+    def infer(self) -> None:
+        """Recomputes ``node.meta["val"]`` (shapes and types) of every node from the inputs.
+
+        Raises:
+            GraphError: an operator does not accept its arguments.
+        """
+        inputs = [self._fake_mode.from_tensor(x) for x in self.example_inputs()]
+        _Inference(self.module, self._fake_mode).run(*inputs)
+        if self.facts.output_batch_dims is None:
+            self.facts = replace(self.facts, output_batch_dims=_batch_dims(self))
+        self._outputs = _output_specs(self)
+
+    def _copy_of_graph(self) -> fx.Graph:
+        graph = fx.Graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        result = graph.graph_copy(self.graph, mapping)
+        graph.output(result)
+        for old, new in mapping.items():
+            new.meta = dict(old.meta)
+        return graph
+
+    def _derived(self, graph: fx.Graph, tensors: Mapping[str, Tensor]) -> SpikingGraph:
+        return SpikingGraph(graph, tensors, self.facts)
+
+    def at_batch(self, batch: int) -> SpikingGraph:
+        """A copy whose inferred shapes are those of another batch size.
+
+        Raises:
+            GraphError: the model fixes its batch size.
+        """
+        if batch != self.batch and not self.free_batch:
+            raise GraphError(f"this model runs at batch {self.batch} only: {' '.join(self.notes)}")
+        inputs = tuple(replace(s, shape=tuple(batch if d == s.batch_dim else n for d, n in enumerate(s.shape))) for s in self.inputs)
+        return SpikingGraph(self._copy_of_graph(), self.tensors(), replace(self.facts, inputs=inputs, batch=batch))
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() and (tensor.dim() or tensor.dtype != torch.float64) else tensor
+
+
+class _Inference(fx.Interpreter):
+    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode) -> None:
+        super().__init__(module)
+        self.mode = mode
+        self.fakes: dict[str, FakeTensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "get_attr":
+            value: Any = self.mode.from_tensor(self.fetch_attr(str(n.target)))
+        else:
+            try:
+                with self.mode:
+                    value = super().run_node(n)
+            except Exception as error:
+                raise GraphError(f"{describe(n)} does not accept its arguments: {error}") from error
+        if n.op != "output":
+            n.meta["val"] = value
+        return value
+
+
+def describe(node: fx.Node) -> str:
+    """An operator call with the shapes of its inputs and the module and source line it comes from, for messages."""
+
+    def show(a: Any) -> str:
+        if isinstance(a, fx.Node):
+            value = a.meta.get("val")
+            return f"{a.name}{list(value.shape)}" if isinstance(value, Tensor) else a.name
+        return str(a)
+
+    name = getattr(node.target, "__name__", str(node.target))
+    text = f"{node.name} = {name}({', '.join(show(a) for a in (*node.args, *node.kwargs.values()))})"
+    place = " ".join(filter(None, (module_path(node) and f"in module {module_path(node)!r}", source_line(node))))
+    return f"{text} [{place}]" if place else text
+
+
+def module_path(node: fx.Node) -> str:
+    """The path of the module in whose forward the node was made, or an empty string."""
+    return str(node.meta.get("module_path", ""))
+
+
+def source_line(node: fx.Node) -> str:
+    """``file:line`` of the model's code that made the node, or an empty string."""
+    return str(node.meta.get("source", ""))
+
+
+def _output_specs(graph: SpikingGraph) -> tuple[TensorSpec, ...]:
+    specs = []
+    for k, (node, batch_dim) in enumerate(zip(graph.output_nodes, graph.facts.output_batch_dims or (), strict=True)):
+        value = node.meta["val"]
+        in_time = batch_dim in (0, 1) and value.dim() > 2 and value.shape[1 - batch_dim] == graph.time.steps
+        dtype = "float32" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
+        specs.append(TensorSpec(f"output_{k}" if k else "output", tuple(value.shape), dtype, 1 - batch_dim if in_time else None, batch_dim))
+    return tuple(specs)
+
+
+def _batch_dims(graph: SpikingGraph) -> tuple[int | None, ...]:
+    """The outputs' batch axes, found by inferring the shapes at a second batch size: what changes is the batch."""
+    nodes = graph.output_nodes
+    if not graph.free_batch:
+        return tuple(next((d for d, n in enumerate(shape_of(node)) if n == graph.batch), None) for node in nodes)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        result = fx.Interpreter(graph.module).run(*[mode.from_tensor(x) for x in graph.example_inputs(graph.batch + 1)])
+    values = result if isinstance(result, tuple | list) else [result]
+    return tuple(
+        next((d for d, (a, b) in enumerate(zip(shape_of(node), value.shape, strict=True)) if a != b), None)
+        for node, value in zip(nodes, values, strict=True)
+    )
+
+
+def replace_all(node: fx.Node, new: fx.Node) -> None:
+    """Makes every user of ``node`` use ``new``, except ``new`` itself."""
+    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
+
+
+def rewrite_where(graph: fx.Graph, condition: Callable[[fx.Node], bool]) -> Iterator[fx.Node]:
+    """The nodes that meet ``condition`` now; safe to edit while walking."""
+    return iter([node for node in graph.nodes if condition(node)])
