@@ -1,7 +1,7 @@
 """Trainable spiking neurons, built on the operators the compiler works with.
 
-A neuron module takes a whole sequence ``[T, N, ...]`` (``step_mode="m"``, the default: every call starts from the reset state) or one
-step ``[N, ...]`` (``step_mode="s"``: the membrane potential is kept from call to call until :func:`reset`).
+A neuron module takes a whole sequence ``[T, N, ...]`` (``step_mode="m"``, the default: every call starts from the reset state) or
+one step ``[N, ...]`` (``step_mode="s"``: the membrane potential is kept from call to call until :func:`reset`).
 """
 
 from __future__ import annotations
@@ -143,8 +143,9 @@ class IF(Neuron):
 class LIF(Neuron):
     """Leaky integrate and fire with time constant ``tau`` (in steps).
 
-    ``h = v + (x - (v - v_rest))/tau`` with ``decay_input``, else ``h = v - (v - v_rest)/tau + x``; ``v_rest`` is ``v_reset``, or 0
-    with a soft reset (Fang et al. 2023, SpikingJelly, arXiv 2310.16620). Computed in its canonical form ``decay*v + gain*x + bias``.
+    ``h = v + (x - (v - v_rest))/tau`` with ``decay_input``, else ``h = v - (v - v_rest)/tau + x``; ``v_rest`` is ``v_reset``, or
+    0 with a soft reset (Fang et al. 2023, SpikingJelly, arXiv 2310.16620). Computed in its canonical form,
+    ``decay*v + gain*x + bias``.
 
     Raises:
         ValueError: ``tau`` is not above 1.

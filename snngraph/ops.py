@@ -11,13 +11,17 @@ The canonical neuron, for every time step (``x`` is that step's input, ``v`` and
     v' = max(v', floor)
 
 With a delayed reset the neuron stores ``h`` itself; whether to reset is decided at the next step from the stored value, either
-``before`` that step's charge (the stored value is reset, then charged: snnTorch's Leaky with ``zero``) or ``with`` it (the charged
-value is reset: snnTorch's Leaky with ``subtract``).
+``before`` that step's charge (the stored value is reset, then charged: snnTorch's Leaky with ``zero``) or ``with`` it (the
+charged value is reset: snnTorch's Leaky with ``subtract``). ``both`` is a soft reset ``with`` the charge, made up at once to what
+the step's own spike asks for, ``v' = h - (s - s_stored)*reset_amount`` (snnTorch's ``reset_delay=False``): an immediate reset as
+long as no stored potential is above the threshold, and another thing after an input of more than two thresholds.
 
-Resets are selects, never products, because ``0 * inf`` is NaN.
+Resets are selects, never products, because ``0 * inf`` is NaN. The gradient of a hard reset is still that of
+``(1 - s)*h + s*v_reset``; none flows through the decision of a delayed reset, or of a hard one after counts or signed spikes.
 
-Parameters are tensors that broadcast to one step of ``x``. A plain number becomes a 0-d float64 tensor: PyTorch computes with it as
-it does with a Python number (it never promotes a float32 input), and it keeps all its digits when a graph is run in float64.
+Parameters are tensors that broadcast to one step of ``x``. A plain number becomes a 0-d float64 tensor: PyTorch computes with it
+as it does with a Python number (it never promotes a float32 input), and it keeps all its digits when a graph is run in float64.
+Other tensors have the dtype of ``x``.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ __all__ = ["NeuronOutput", "lif", "lif_reference", "lif_step", "lif_step_referen
 
 FIRE = (">=", ">")
 RESET = ("hard", "soft", "none")
-DELAY = ("none", "before", "with")
+DELAY = ("none", "before", "with", "both")
 EMIT = ("spike", "count", "signed")
 SURROGATES = ("atan", "sigmoid", "piecewise")
 
@@ -42,8 +46,8 @@ SURROGATES = ("atan", "sigmoid", "piecewise")
 class NeuronOutput(NamedTuple):
     """What a neuron operator returns.
 
-    ``lif``: ``s`` ``[T, N, ...]``; ``v`` and ``i``, the state after the last step, ``[N, ...]``; ``h``, the membrane potential just
-    before the threshold, ``[T, N, ...]``, or ``[0, N, ...]`` unless ``with_h=True``. ``lif_step``: all ``[N, ...]``.
+    ``lif``: ``s`` ``[T, N, ...]``; ``v`` and ``i``, the state after the last step, ``[N, ...]``; ``h``, the membrane potential
+    just before the threshold, ``[T, N, ...]``, or ``[0, N, ...]`` unless ``with_h=True``. ``lif_step``: all ``[N, ...]``.
     Without a synapse ``i`` is empty (``[0]``).
     """
 
@@ -96,15 +100,40 @@ class _Emit(torch.autograd.Function):
         (grad,) = grads
         h, threshold = ctx.saved_tensors
         emit, surrogate, alpha = ctx.options
-        if emit == "count":  # a staircase of slope 1/threshold: its trend, where the neuron is active at all
-            slope = torch.where(h > 0, 1 / threshold, torch.zeros_like(h))
-        else:
-            slope = _surrogate_gradient(h - threshold, surrogate, alpha)
-            if emit == "signed":
-                slope = slope + _surrogate_gradient(h + threshold, surrogate, alpha)
-        to_h = (grad * slope).to(h.dtype)
-        to_threshold = (-to_h).sum_to_size(threshold.shape).to(threshold.dtype) if ctx.needs_input_grad[1] else None
-        return to_h, to_threshold, None, None, None, None
+        to_h, to_threshold = (grad * slope for slope in _emit_slopes(h, threshold, emit, surrogate, alpha))
+        if not ctx.needs_input_grad[1]:
+            return to_h.to(h.dtype), None, None, None, None, None
+        return to_h.to(h.dtype), to_threshold.sum_to_size(threshold.shape).to(threshold.dtype), None, None, None, None
+
+
+class _HardReset(torch.autograd.Function):
+    """``where(fired, v_reset, v)`` with the gradient of ``(1 - fired)*v + fired*v_reset``, for ``fired`` 0 or 1."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, fired: Tensor, v_reset: Tensor) -> Tensor:
+        ctx.save_for_backward(v, fired, v_reset)
+        return torch.where(fired != 0, v_reset, v)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        (grad,) = grads
+        v, fired, v_reset = ctx.saved_tensors
+        nothing = torch.zeros_like(grad)
+        to_fired = grad * (v_reset - v) if ctx.needs_input_grad[1] else None
+        to_v_reset = torch.where(fired != 0, grad, nothing).sum_to_size(v_reset.shape) if ctx.needs_input_grad[2] else None
+        return torch.where(fired != 0, nothing, grad), to_fired, None if to_v_reset is None else to_v_reset.to(v_reset.dtype)
+
+
+def _emit_slopes(h: Tensor, threshold: Tensor, emit: str, surrogate: str, alpha: float) -> tuple[Tensor, Tensor]:
+    """What stands for the derivative of the emitted value by ``h`` and by ``threshold``."""
+    if emit == "count":  # a staircase whose trend is h/threshold, where the neuron is active at all
+        nothing = torch.zeros_like(h)
+        return torch.where(h > 0, 1 / threshold, nothing), torch.where(h > 0, -h / (threshold * threshold), nothing)
+    above = _surrogate_gradient(h - threshold, surrogate, alpha)
+    if emit == "spike":
+        return above, -above
+    below = _surrogate_gradient(h + threshold, surrogate, alpha)
+    return above + below, below - above
 
 
 def _fires(h: Tensor, threshold: Tensor, fire: str) -> Tensor:
@@ -127,7 +156,8 @@ def _apply_reset(
 ) -> Tensor:
     if reset == "hard":
         assert v_reset is not None
-        return torch.where(fired != 0, v_reset, v)
+        selected: Tensor = _HardReset.apply(v, fired, v_reset)  # type: ignore[no-untyped-call]
+        return selected
     if reset == "soft":
         return v - fired * (threshold if reset_amount is None else reset_amount)
     return v
@@ -169,14 +199,16 @@ def lif_step_reference(
     h = decay * v + (current if input_gain is None else input_gain * current)
     if bias is not None:
         h = h + bias
-    if delay == "with":
+    if delay in ("with", "both"):
         h = _apply_reset(h, fired, threshold, v_reset, reset_amount, reset)
-    if floor is not None and delay != "none":  # the stored potential is h itself
+    if floor is not None and delay in ("before", "with"):  # the stored potential is h itself
         h = torch.maximum(h, floor)
-    s = _Emit.apply(h, threshold, fire, emit, surrogate, alpha)
+    s = _Emit.apply(h, threshold, fire, emit, surrogate, alpha)  # type: ignore[no-untyped-call]
     v = h
-    if delay == "none":
-        v = _apply_reset(h, s.detach() if detach_reset else s, threshold, v_reset, reset_amount, reset)
+    if delay in ("none", "both"):
+        due = s.detach() if detach_reset or (reset == "hard" and emit != "spike") else s
+        due = due - fired if delay == "both" else due
+        v = _apply_reset(h, due, threshold, v_reset, reset_amount, reset)
         if floor is not None:
             v = torch.maximum(v, floor)
     return NeuronOutput(s if level is None else level * s, v, current if syn_decay is not None else x.new_empty(0), h)
@@ -186,6 +218,8 @@ def lif_reference(
     x: Tensor, v: Tensor, decay: Tensor, threshold: Tensor, *, gain: Tensor | None = None, with_h: bool = False, **parameters: Any
 ) -> NeuronOutput:
     """The canonical neuron over a sequence ``x`` ``[T, N, ...]`` in plain PyTorch: the definition of ``snn::lif``."""
+    if x.shape[0] == 0:
+        raise ValueError("x has no time step: expected [T, N, ...] with T of 1 or more")
     state_i = parameters.pop("i", None)
     outputs: list[Tensor] = []
     potentials: list[Tensor] = []
@@ -216,31 +250,56 @@ def _own(out: NeuronOutput) -> _Out:
     return out.s, v, out.i.clone() if out.i.numel() else out.i, out.h
 
 
+def _bind(x: Tensor, step: tuple[int, ...], positional: tuple[Tensor | None, ...], options: dict[str, Any]) -> dict[str, Any]:
+    """The operator's arguments by name, once they are known to give outputs of the shape and dtype of ``x``.
+
+    Raises:
+        ValueError: a parameter would widen the dtype or the shape of the outputs.
+    """
+    if not step or not x.is_floating_point():
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and dtype {x.dtype}: expected a floating-point tensor [T, N, ...] or [N, ...]"
+        )
+    keywords = {**dict(zip(("v", "decay", "threshold", *_TENSOR_KEYWORDS), positional, strict=False)), **options}
+    for name, value in keywords.items():
+        if not isinstance(value, Tensor) or value.dim() == 0:
+            continue
+        if value.dtype != x.dtype:
+            raise ValueError(f"{name} has dtype {value.dtype} and x {x.dtype}: a tensor that is not 0-d must have the dtype of x")
+        shape = tuple(value.shape)
+        if name == "gain" and value.dim() == x.dim() > len(step):
+            fits = shape[0] in (1, x.shape[0]) and all(a in (1, b) for a, b in zip(shape[1:], step, strict=True))
+        else:
+            aligned = step[len(step) - len(shape) :]
+            fits = len(shape) <= len(step) and all(a in (1, b) for a, b in zip(shape, aligned, strict=True))
+        if not fits:
+            raise ValueError(f"{name} has shape {shape}, which does not broadcast to one step of x, {tuple(step)}")
+    return keywords
+
+
 @torch.library.impl(_library, "lif", "CompositeExplicitAutograd")
-def _lif_kernel(x: Tensor, v: Tensor, decay: Tensor, threshold: Tensor, *rest: Tensor | None, **options: Any) -> _Out:
-    return _own(lif_reference(x, v, decay, threshold, **dict(zip(_TENSOR_KEYWORDS, rest, strict=False)), **options))
+def _lif_kernel(x: Tensor, *positional: Tensor | None, **options: Any) -> _Out:
+    return _own(lif_reference(x, **_bind(x, x.shape[1:], positional, options)))
 
 
 @torch.library.impl(_library, "lif_step", "CompositeExplicitAutograd")
-def _lif_step_kernel(x: Tensor, v: Tensor, decay: Tensor, threshold: Tensor, *rest: Tensor | None, **options: Any) -> _Out:
-    return _own(lif_step_reference(x, v, decay, threshold, **dict(zip(_TENSOR_KEYWORDS, rest, strict=False)), **options))
+def _lif_step_kernel(x: Tensor, *positional: Tensor | None, **options: Any) -> _Out:
+    return _own(lif_step_reference(x, **_bind(x, x.shape, positional, options)))
 
 
-def _has_synapse(rest: tuple[Tensor | None, ...], options: dict[str, Any]) -> bool:
-    return ({**dict(zip(_TENSOR_KEYWORDS, rest, strict=False)), **options}).get("syn_decay") is not None
-
-
-@torch.library.register_fake("snn::lif", lib=_library)
-def _lif_fake(x: Tensor, v: Tensor, decay: Tensor, threshold: Tensor, *rest: Tensor | None, **options: Any) -> _Out:
+@torch.library.register_fake("snn::lif", lib=_library)  # type: ignore[untyped-decorator]
+def _lif_fake(x: Tensor, *positional: Tensor | None, **options: Any) -> _Out:
     step = x.shape[1:]
-    i = x.new_empty(step if _has_synapse(rest, options) else 0)
-    h = x.new_empty((x.shape[0] if options.get("with_h", False) else 0, *step))
+    keywords = _bind(x, step, positional, options)
+    i = x.new_empty(step if keywords.get("syn_decay") is not None else 0)
+    h = x.new_empty((x.shape[0] if keywords.get("with_h", False) else 0, *step))
     return x.new_empty(x.shape), x.new_empty(step), i, h
 
 
-@torch.library.register_fake("snn::lif_step", lib=_library)
-def _lif_step_fake(x: Tensor, v: Tensor, decay: Tensor, threshold: Tensor, *rest: Tensor | None, **options: Any) -> _Out:
-    i = x.new_empty(x.shape if _has_synapse(rest, options) else 0)
+@torch.library.register_fake("snn::lif_step", lib=_library)  # type: ignore[untyped-decorator]
+def _lif_step_fake(x: Tensor, *positional: Tensor | None, **options: Any) -> _Out:
+    keywords = _bind(x, x.shape, positional, options)
+    i = x.new_empty(x.shape if keywords.get("syn_decay") is not None else 0)
     return x.new_empty(x.shape), x.new_empty(x.shape), i, x.new_empty(x.shape)
 
 
@@ -251,7 +310,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], keyword_only_inputs: dict[
 
 def _backward_of(reference: Any) -> Any:
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
-        """Runs the reference again, this time recorded: the memory of a training step does not grow with the neuron's internals."""
+        """Runs the reference again, this time recorded: a training step's memory does not grow with the neuron's internals."""
         with torch.enable_grad():
             leaves = [None if a is None else a.detach().requires_grad_(a.is_floating_point()) for a in ctx.saved_tensors]
             outputs = reference(*leaves[:4], **dict(zip(_TENSOR_KEYWORDS, leaves[4:], strict=True)), **ctx.options)
@@ -260,7 +319,8 @@ def _backward_of(reference: Any) -> Any:
         result: list[Tensor | None] = [None] * len(leaves)
         if pairs and wanted:
             roots, cotangents = zip(*pairs, strict=True)
-            found = torch.autograd.grad(roots, [leaves[k] for k in wanted], cotangents, allow_unused=True)
+            inputs = [leaf for k in wanted if (leaf := leaves[k]) is not None]
+            found = torch.autograd.grad(roots, inputs, cotangents, allow_unused=True)
             for k, g in zip(wanted, found, strict=True):
                 result[k] = g
         return tuple(result)
@@ -295,12 +355,16 @@ def _prepare(keywords: dict[str, Any]) -> dict[str, Any]:
     for option, allowed in (("fire", FIRE), ("reset", RESET), ("delay", DELAY), ("emit", EMIT), ("surrogate", SURROGATES)):
         if option in keywords and keywords[option] not in allowed:
             raise ValueError(f"{option}={keywords[option]!r}: expected one of {', '.join(map(repr, allowed))}")
+    if keywords.get("delay") == "both" and keywords.get("reset", "hard") != "soft":
+        raise ValueError("delay='both' belongs to a soft reset: pass reset='soft'")
     if keywords.get("reset", "hard") == "hard" and keywords.get("v_reset") is None:
         keywords["v_reset"] = 0.0
     return {k: scalar(a) if k in _TENSOR_KEYWORDS and a is not None else a for k, a in keywords.items()}
 
 
-def lif(x: Tensor, v: float | Tensor = 0.0, *, decay: float | Tensor = 1.0, threshold: float | Tensor = 1.0, **options: Any) -> NeuronOutput:
+def lif(
+    x: Tensor, v: float | Tensor = 0.0, *, decay: float | Tensor = 1.0, threshold: float | Tensor = 1.0, **options: Any
+) -> NeuronOutput:
     """The canonical neuron over a sequence.
 
     Args:
@@ -310,12 +374,12 @@ def lif(x: Tensor, v: float | Tensor = 0.0, *, decay: float | Tensor = 1.0, thre
         threshold: firing threshold.
         **options: ``input_gain, bias, v_reset (0), reset_amount (the threshold), gain, i, syn_decay, syn_gain, floor, level`` as
             numbers or tensors that broadcast to ``[N, ...]`` (``gain`` also ``[T, N, ...]``); ``fire`` ``">="`` or ``">"``;
-            ``reset`` ``"hard"``, ``"soft"`` or ``"none"``; ``delay`` ``"none"``, ``"before"`` or ``"with"``; ``emit`` ``"spike"``,
-            ``"count"`` or ``"signed"``; ``with_h``; ``surrogate`` ``"atan"``, ``"sigmoid"`` or ``"piecewise"`` with its slope
-            ``alpha``; ``detach_reset``.
+            ``reset`` ``"hard"``, ``"soft"`` or ``"none"``; ``delay`` ``"none"``, ``"before"``, ``"with"`` or ``"both"``;
+            ``emit`` ``"spike"``, ``"count"`` or ``"signed"``; ``with_h``; ``surrogate`` ``"atan"``, ``"sigmoid"`` or
+            ``"piecewise"`` with its slope ``alpha``; ``detach_reset``.
 
     Raises:
-        ValueError: an option has no such value.
+        ValueError: an option has no such value, or a parameter does not fit ``x``.
     """
     options = _prepare(options)
     operator = lif_reference if _plain.get() else torch.ops.snn.lif.default
