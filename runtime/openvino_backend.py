@@ -1,0 +1,101 @@
+"""OpenVINO on a CPU, held to float32.
+
+OpenVINO may trade accuracy for speed by default: bfloat16 where the CPU has it, int8 activations in weight-compressed layers,
+8-bit attention caches. A spike is right or wrong, so each such choice is set here and read back from the compiled model.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+import openvino
+
+from snngraph.errors import BackendError
+from snngraph.runtime.backend import Backend, BackendOptions, usable_cores
+from snngraph.types import Precision
+
+if TYPE_CHECKING:
+    from snngraph.runtime.backend import Array
+
+__all__ = ["OpenVINOBackend"]
+
+#: What could change a number, and may be read back.
+_NUMERICS: Final = {
+    "INFERENCE_PRECISION_HINT": "f32",
+    "EXECUTION_MODE_HINT": "ACCURACY",
+    "CPU_DENORMALS_OPTIMIZATION": "NO",
+    "CPU_SPARSE_WEIGHTS_DECOMPRESSION_RATE": "1.0",
+    "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
+    "KV_CACHE_PRECISION": "f32",
+}
+#: oneDNN inside OpenVINO obeys these whatever precision it is asked for.
+_FPMATH_VARIABLES: Final = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
+
+
+class OpenVINOBackend(Backend):
+    """One network compiled by OpenVINO's CPU plugin, with one inference request used again and again."""
+
+    name: ClassVar[str] = "openvino"
+    precisions: ClassVar[tuple[Precision, ...]] = ("fp32", "exact", "int8")
+
+    def __init__(self, model: bytes, precision: Precision, options: BackendOptions) -> None:
+        for variable in _FPMATH_VARIABLES:
+            mode = os.environ.get(variable, "STRICT")
+            if mode.upper() not in ("", "STRICT"):
+                raise BackendError(f"the environment variable {variable}={mode} makes OpenVINO compute below float32; unset it")
+        cores, threads = usable_cores(), options.threads or usable_cores()
+        wanted = {
+            **_NUMERICS,
+            "PERFORMANCE_HINT": "LATENCY",
+            "NUM_STREAMS": "1",
+            "INFERENCE_NUM_THREADS": str(threads),
+            # A request for more threads than cores is meant; without this OpenVINO would quietly use the cores alone.
+            "ENABLE_HYPER_THREADING": "YES" if threads > cores else "NO",
+            # Two engines, or two processes, with fewer threads than cores would all be pinned to the same first cores.
+            "ENABLE_CPU_PINNING": "NO",
+        }
+        core = openvino.Core()
+        try:
+            known = set(core.get_property("CPU", "SUPPORTED_PROPERTIES"))
+            self.settings = {key: value for key, value in wanted.items() if key in known}  # some exist on x86 alone
+            self._compiled = core.compile_model(core.read_model(model, b""), "CPU", dict(self.settings))
+            self._request = self._compiled.create_infer_request()
+        except Exception as error:
+            raise BackendError(f"OpenVINO {openvino.__version__} could not compile the model: {error}") from error
+        self._device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
+        self._outputs = len(self._compiled.outputs)
+        for key, value in _NUMERICS.items():
+            if (key in known or key == "INFERENCE_PRECISION_HINT") and (found := self._property(key)) != value:
+                raise BackendError(f"OpenVINO {openvino.__version__} was asked for {key}={value} but compiled with {found}")
+
+    def infer(self, inputs: Sequence[Array]) -> list[Array]:
+        """Binds the arrays as they lie in memory (one that is read-only is copied) and copies the results out of the request."""
+        try:
+            results = self._request.infer(list(inputs), share_inputs=True, share_outputs=False)
+        except Exception as error:
+            raise BackendError(f"OpenVINO failed to run the network: {error}") from error
+        return [results[i] for i in range(self._outputs)]
+
+    def properties(self) -> dict[str, Any]:
+        """What the compiled model says about itself."""
+        return {
+            "library": "openvino",
+            "version": openvino.__version__,
+            "device": self._device,
+            "threads": int(self._compiled.get_property("INFERENCE_NUM_THREADS")),
+            "inference_precision": self._property("INFERENCE_PRECISION_HINT"),
+            "settings": {key: self._property(key) for key in self.settings},
+        }
+
+    def close(self) -> None:
+        """Drops the request and the compiled model."""
+        del self._request, self._compiled
+
+    def _property(self, key: str) -> str:
+        """A property of the compiled model, spelled as it is when set."""
+        value = self._compiled.get_property(key)
+        if isinstance(value, bool):
+            return "YES" if value else "NO"
+        return value.to_string() if isinstance(value, openvino.Type) else str(value).rpartition("Mode.")[2]
