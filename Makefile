@@ -59,6 +59,7 @@ bench: .venv/dev.stamp ## Time the engines against their peers (BENCH_FLAGS)
 	$(BIN)/python -m benchmarks $(BENCH_FLAGS)
 
 build: .venv/dev.stamp ## Build the wheel into dist/
+	rm -rf build
 	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 clean: ## Remove .venv, caches and everything built
