@@ -75,8 +75,16 @@ class Neuron(nn.Module):
         step_mode: str = "m",
     ) -> None:
         super().__init__()
-        for name, number in (("decay", decay), ("input_gain", input_gain), ("bias", bias), ("threshold", threshold)):
-            if not math.isfinite(number):
+        numbers = {
+            "decay": decay,
+            "input_gain": input_gain,
+            "bias": bias,
+            "threshold": threshold,
+            "v_reset": v_reset,
+            "v_init": v_init,
+        }
+        for name, number in numbers.items():
+            if number is not None and not math.isfinite(number):
                 raise ValueError(f"{name}={number}: expected a finite number")
         if fire not in ops.FIRE:
             raise ValueError(f"fire={fire!r}: expected one of {ops.FIRE}")
@@ -154,7 +162,7 @@ class LIF(Neuron):
     def __init__(self, tau: float = 2.0, *, decay_input: bool = True, v_reset: float | None = 0.0, **options: Any) -> None:
         if not tau > 1.0:
             raise ValueError(f"tau={tau}: a leaky neuron needs a time constant above one step")
-        options = {"bias": (v_reset or 0.0) / tau, **options}
+        options["bias"] = options.get("bias", 0.0) + (v_reset or 0.0) / tau
         super().__init__(decay=1.0 - 1.0 / tau, input_gain=1.0 / tau if decay_input else 1.0, v_reset=v_reset, **options)
         self.tau, self.decay_input = tau, decay_input
 
@@ -169,7 +177,8 @@ class PLIF(Neuron):
     def __init__(self, init_tau: float = 2.0, *, decay_input: bool = True, **options: Any) -> None:
         if not init_tau > 1.0:
             raise ValueError(f"init_tau={init_tau}: a leaky neuron needs a time constant above one step")
-        super().__init__(**options)
+        rate = 1.0 / init_tau
+        super().__init__(decay=1.0 - rate, input_gain=rate if decay_input else 1.0, **options)
         self.decay_input = decay_input
         self.w = nn.Parameter(torch.tensor(-math.log(init_tau - 1.0)))
 
@@ -181,7 +190,7 @@ class PLIF(Neuron):
         if self.decay_input:
             keywords["input_gain"] = rate
         if self.v_reset:
-            keywords["bias"] = self.v_reset * rate
+            keywords["bias"] = self.bias + self.v_reset * rate
         return keywords
 
     def extra_repr(self) -> str:

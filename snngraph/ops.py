@@ -193,6 +193,7 @@ def lif_step_reference(
         current = current if syn_gain is None else syn_gain * current
         current = current if i is None else syn_decay * i + current
     if delay != "none":
+        v = v.to(x.dtype).expand(x.shape)  # a number would let per-channel parameters decide in float64
         fired = _emit(v, threshold, fire, emit).detach()
         if delay == "before":
             v = _apply_reset(v, fired, threshold, v_reset, reset_amount, reset)
