@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 __all__ = ["describe", "from_numpy", "prepare"]
 
-#: DLPack's device types whose memory the CPU can read: its own, and what CUDA and ROCm pinned there.
-_HOST_DEVICES: Final = {1: "cpu", 3: "cuda_host", 11: "rocm_host"}
+#: DLPack's numbers of the devices whose memory the CPU can read: its own, and what CUDA and ROCm pinned there.
+_HOST_DEVICES: Final = (1, 3, 11)
 
 
 def describe(spec: TensorSpec) -> str:
@@ -107,20 +107,28 @@ def _to_numpy(spec: TensorSpec, value: Any) -> Array:
 def _from_dlpack(spec: TensorSpec, value: Any) -> Array:
     if getattr(value, "requires_grad", False):
         raise InputTypeError(f"input {spec.name!r} requires gradients, and none flow through an engine: pass x.detach()")
-    device = int(value.__dlpack_device__()[0])
+    device = _device(value)
     if device not in _HOST_DEVICES:
-        where = getattr(value, "device", f"DLPack device type {device}")
-        raise InputDeviceError(f"input {spec.name!r} is on {where}, and this engine runs on the CPU: pass x.cpu()")
+        where = getattr(value, "device", f"number {device} of DLPack")
+        raise InputDeviceError(f"input {spec.name!r} is on device {where}, and this engine runs on the CPU: pass x.cpu()")
     try:
         return np.from_dlpack(value)
     except Exception as error:  # each library raises its own
         # Element types that NumPy does not have, such as bfloat16, are the usual reason.
         found = getattr(value, "dtype", None)
-        kind = InputDtypeError if found is not None and spec.dtype not in str(found) else InputTypeError
+        kind = InputDtypeError if found is not None and str(found).rpartition(".")[2] != spec.dtype else InputTypeError
         raise kind(
             f"input {spec.name!r} ({_type_name(value)}, dtype {found}) could not be read as {spec.dtype}: {error}: "
             f"pass a plain dense tensor of {spec.dtype}"
         ) from error
+
+
+def _device(value: Any) -> int | None:
+    """DLPack's number of the device the tensor is on; ``None`` where it has no such number."""
+    try:
+        return int(value.__dlpack_device__()[0])
+    except Exception:  # each library raises its own
+        return None
 
 
 def _type_name(value: object) -> str:

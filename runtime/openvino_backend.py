@@ -65,18 +65,20 @@ class OpenVINOBackend(Backend):
         except Exception as error:
             raise BackendError(f"OpenVINO {openvino.__version__} could not compile the model: {error}") from error
         self._device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
-        self._outputs = len(self._compiled.outputs)
         for key, value in _NUMERICS.items():
             if (key in known or key == "INFERENCE_PRECISION_HINT") and (found := self._property(key)) != value:
                 raise BackendError(f"OpenVINO {openvino.__version__} was asked for {key}={value} but compiled with {found}")
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
-        """Binds the arrays as they lie in memory (one that is read-only is copied) and copies the results out of the request."""
+        """Binds the arrays as they lie in memory (a read-only one is copied) and copies the results out of the request."""
         try:
-            results = self._request.infer(list(inputs), share_inputs=True, share_outputs=False)
+            # Bound one by one: ``infer(inputs)`` does the same, but takes five times as long as a small network.
+            for i, array in enumerate(inputs):
+                self._request.set_input_tensor(i, openvino.Tensor(array, shared_memory=array.flags.writeable))
+            results: list[Array] = list(self._request.infer(share_outputs=False).to_tuple())
         except Exception as error:
             raise BackendError(f"OpenVINO failed to run the network: {error}") from error
-        return [results[i] for i in range(self._outputs)]
+        return results
 
     def properties(self) -> dict[str, Any]:
         """What the compiled model says about itself."""

@@ -33,8 +33,8 @@ def weights() -> tuple[Floats, Floats]:
 
 
 def frames(batch: int, seed: int = 0) -> Floats:
-    """[T, N, 2, 4, 4], about a fifth of it ones."""
-    return (np.random.default_rng(seed).random((T, batch, *SAMPLE)) < 0.2).astype(np.float32)
+    """[T, N, 2, 4, 4], three in ten of them ones."""
+    return (np.random.default_rng(seed).random((T, batch, *SAMPLE)) < 0.3).astype(np.float32)
 
 
 def reference(x: Floats) -> tuple[Floats, list[Floats]]:
