@@ -1,0 +1,251 @@
+"""Operators that work element by element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import fx
+
+from snngraph.lowering.builder import Builder, Refusal, Value, onnx_type
+from snngraph.lowering.table import Table, number, pointwise, promoted
+
+__all__ = ["TABLE"]
+
+aten = torch.ops.aten
+TABLE = Table()
+
+_UNARY = {
+    aten.abs: "Abs", aten.acos: "Acos", aten.acosh: "Acosh", aten.asin: "Asin", aten.asinh: "Asinh", aten.atan: "Atan",
+    aten.atanh: "Atanh", aten.ceil: "Ceil", aten.cos: "Cos", aten.cosh: "Cosh", aten.erf: "Erf", aten.exp: "Exp", aten.floor: "Floor",
+    aten.log: "Log", aten.neg: "Neg", aten.reciprocal: "Reciprocal", aten.relu: "Relu", aten.round: "Round", aten.sigmoid: "Sigmoid",
+    aten.sign: "Sign", aten.sin: "Sin", aten.sinh: "Sinh", aten.sqrt: "Sqrt", aten.tan: "Tan", aten.tanh: "Tanh",
+}  # fmt: skip
+_INTEGER_TOO = ("Abs", "Neg", "Relu", "Sign")  # the others turn integers into float32
+
+
+def _unary(builder: Builder, node: fx.Node, self: Value, op: str, **attributes: Any) -> Value:
+    dtype = builder.dtype(node)
+    return pointwise(builder, builder.shape(node), op, [builder.cast(self, dtype)], dtype, **attributes)
+
+
+def _register_unary(packet: Any, op: str) -> None:
+    def translate(builder: Builder, node: fx.Node, self: Value, **_: Any) -> Value:
+        if not self.dtype.is_floating_point and op in ("Ceil", "Floor", "Round"):
+            return self
+        return _unary(builder, node, self, op)
+
+    TABLE[packet.default] = translate
+
+
+for _packet, _op in _UNARY.items():
+    _register_unary(_packet, _op)
+
+
+def _binary(builder: Builder, node: fx.Node, op: str, a: Any, b: Any, *, computed: torch.dtype | None = None) -> Value:
+    result = builder.dtype(node)
+    dtype = result if computed is None else computed
+    return pointwise(builder, builder.shape(node), op, [number(builder, a, dtype), number(builder, b, dtype)], result)
+
+
+def _times(builder: Builder, node: fx.Node, x: Any, alpha: float) -> Any:
+    if alpha == 1:
+        return x
+    if not isinstance(x, Value):
+        return x * alpha
+    dtype = builder.dtype(node)
+    return pointwise(builder, x.shape, "Mul", [number(builder, x, dtype), number(builder, alpha, dtype)], dtype)
+
+
+@TABLE.on(aten.add.Tensor, aten.add.Scalar)
+def _add(builder: Builder, node: fx.Node, self: Value, other: Any, alpha: float = 1) -> Value:
+    return _binary(builder, node, "Or" if builder.dtype(node) == torch.bool else "Add", self, _times(builder, node, other, alpha))
+
+
+@TABLE.on(aten.sub.Tensor, aten.sub.Scalar)
+def _sub(builder: Builder, node: fx.Node, self: Value, other: Any, alpha: float = 1) -> Value:
+    return _binary(builder, node, "Sub", self, _times(builder, node, other, alpha))
+
+
+@TABLE.on(aten.rsub.Scalar, aten.rsub.Tensor)
+def _rsub(builder: Builder, node: fx.Node, self: Value, other: Any, alpha: float = 1) -> Value:
+    return _binary(builder, node, "Sub", other, _times(builder, node, self, alpha))
+
+
+@TABLE.on(aten.mul.Tensor, aten.mul.Scalar)
+def _mul(builder: Builder, node: fx.Node, self: Value, other: Any) -> Value:
+    return _binary(builder, node, "And" if builder.dtype(node) == torch.bool else "Mul", self, other)
+
+
+@TABLE.on(aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode, aten.div.Scalar_mode)
+def _div(builder: Builder, node: fx.Node, self: Value, other: Any, rounding_mode: str | None = None) -> Value:
+    ratio = _binary(builder, node, "Div", self, other, computed=torch.float32)
+    if rounding_mode is None:
+        return ratio
+    shape, dtype = ratio.shape, torch.float32
+    whole = pointwise(builder, shape, "Floor", [ratio], dtype)
+    if rounding_mode == "trunc":  # ONNX has no Trunc
+        negative = pointwise(builder, shape, "Less", [ratio, number(builder, 0.0)], torch.bool)
+        whole = pointwise(builder, shape, "Where", [negative, pointwise(builder, shape, "Ceil", [ratio], dtype), whole], dtype)
+    return builder.cast(whole, builder.dtype(node))
+
+
+@TABLE.on(aten.trunc.default)
+def _trunc(builder: Builder, node: fx.Node, self: Value) -> Value:
+    return _div(builder, node, self, 1.0, "trunc")
+
+
+@TABLE.on(aten.remainder.Scalar, aten.remainder.Tensor)
+def _remainder(builder: Builder, node: fx.Node, self: Value, other: Any) -> Value:
+    if builder.dtype(node).is_floating_point:  # the sign of the divisor, which ONNX's Mod gives for integers only
+        a, b = number(builder, self), number(builder, other)
+        ratio = pointwise(builder, builder.shape(node), "Div", [a, b], a.dtype)
+        whole = pointwise(builder, ratio.shape, "Floor", [ratio], a.dtype)
+        part = pointwise(builder, ratio.shape, "Mul", [whole, b], a.dtype)
+        return pointwise(builder, ratio.shape, "Sub", [a, part], a.dtype)
+    return _binary(builder, node, "Mod", self, other)
+
+
+@TABLE.on(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
+def _pow(builder: Builder, node: fx.Node, self: Any, exponent: Any) -> Value:
+    if exponent == 2:
+        return _binary(builder, node, "Mul", self, self)
+    special = {0.5: "Sqrt", -1: "Reciprocal"}.get(exponent) if isinstance(exponent, int | float) else None
+    if special and builder.dtype(node).is_floating_point:
+        return _unary(builder, node, self, special)
+    return _binary(builder, node, "Pow", self, exponent)
+
+
+@TABLE.on(aten.rsqrt.default)
+def _rsqrt(builder: Builder, node: fx.Node, self: Value) -> Value:
+    root = _unary(builder, node, self, "Sqrt")
+    return pointwise(builder, root.shape, "Reciprocal", [root], root.dtype)
+
+
+@TABLE.on(aten.maximum.default)
+def _maximum(builder: Builder, node: fx.Node, self: Value, other: Value) -> Value:
+    return _binary(builder, node, "Max", self, other)
+
+
+@TABLE.on(aten.minimum.default)
+def _minimum(builder: Builder, node: fx.Node, self: Value, other: Value) -> Value:
+    return _binary(builder, node, "Min", self, other)
+
+
+@TABLE.on(aten.clamp.default, aten.clamp.Tensor, aten.hardtanh.default, aten.clamp_min.default, aten.clamp_max.default)
+def _clamp(builder: Builder, node: fx.Node, self: Value, min: Any = None, max: Any = None, **limits: Any) -> Value:
+    low, high, dtype = limits.get("min_val", min), limits.get("max_val", max), builder.dtype(node)
+    result = builder.cast(self, dtype)
+    for op, limit in (("Max", low), ("Min", high)):
+        if isinstance(limit, Value):
+            result = pointwise(builder, builder.shape(node), op, [result, builder.cast(limit, dtype)], dtype)
+    plain = [None if limit is None or isinstance(limit, Value) else number(builder, limit, dtype) for limit in (low, high)]
+    return pointwise(builder, result.shape, "Clip", [result, *plain], dtype) if any(p is not None for p in plain) else result
+
+
+# -- activations ---------------------------------------------------------------------------------------------------------------
+
+
+@TABLE.on(aten.gelu.default)
+def _gelu(builder: Builder, node: fx.Node, self: Value, approximate: str = "none") -> Value:
+    return _unary(builder, node, self, "Gelu", approximate=approximate)
+
+
+@TABLE.on(aten.leaky_relu.default)
+def _leaky_relu(builder: Builder, node: fx.Node, self: Value, negative_slope: float = 0.01) -> Value:
+    return _unary(builder, node, self, "LeakyRelu", alpha=float(negative_slope))
+
+
+@TABLE.on(aten.elu.default)
+def _elu(builder: Builder, node: fx.Node, self: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
+    if input_scale != 1:
+        raise Refusal("an input scale")
+    result = _unary(builder, node, self, "Elu", alpha=float(alpha))
+    return result if scale == 1 else _times(builder, node, result, scale)
+
+
+@TABLE.on(aten.silu.default)
+def _silu(builder: Builder, node: fx.Node, self: Value) -> Value:
+    gate = _unary(builder, node, self, "Sigmoid")
+    return pointwise(builder, gate.shape, "Mul", [self, gate], gate.dtype)
+
+
+@TABLE.on(aten.softplus.default)
+def _softplus(builder: Builder, node: fx.Node, self: Value, beta: float = 1, threshold: float = 20) -> Value:
+    if beta != 1:
+        raise Refusal("a beta that is not 1")
+    return _unary(builder, node, self, "Softplus")  # PyTorch returns x itself above the threshold, which float32 can not tell
+
+
+# -- comparisons and logic -----------------------------------------------------------------------------------------------------
+
+_COMPARE = {"eq": "Equal", "ne": "Equal", "ge": "GreaterOrEqual", "gt": "Greater", "le": "LessOrEqual", "lt": "Less"}
+
+
+def _register_comparison(title: str, op: str) -> None:
+    packet = getattr(aten, title)
+
+    @TABLE.on(packet.Tensor, packet.Scalar)
+    def translate(builder: Builder, node: fx.Node, self: Value, other: Any) -> Value:
+        dtype = promoted(node, node.args)
+        if dtype == torch.bool and op != "Equal":
+            dtype = torch.int32
+        result = _binary(builder, node, op, self, other, computed=dtype)
+        return pointwise(builder, result.shape, "Not", [result], torch.bool) if title == "ne" else result
+
+
+for _title, _op in _COMPARE.items():
+    _register_comparison(_title, _op)
+
+_LOGIC = {
+    aten.logical_and.default: "And", aten.logical_or.default: "Or", aten.logical_xor.default: "Xor", aten.bitwise_and.Tensor: "And",
+    aten.bitwise_or.Tensor: "Or", aten.bitwise_xor.Tensor: "Xor", aten.logical_not.default: "Not", aten.bitwise_not.default: "Not",
+}  # fmt: skip
+
+
+@TABLE.on(*_LOGIC)
+def _logic(builder: Builder, node: fx.Node, self: Value, other: Any = None) -> Value:
+    if builder.dtype(node) != torch.bool:
+        raise Refusal("bits of integers; only truth values are supported")
+    operands = [truth(builder, x) for x in (self, other) if x is not None]
+    return pointwise(builder, builder.shape(node), _LOGIC[node.target], operands, torch.bool)
+
+
+def truth(builder: Builder, x: Value) -> Value:
+    """Whether elements are not zero."""
+    if x.dtype == torch.bool:
+        return x
+    zero = pointwise(builder, x.shape, "Equal", [x, number(builder, 0, x.dtype)], torch.bool)
+    return pointwise(builder, x.shape, "Not", [zero], torch.bool)
+
+
+@TABLE.on(aten.isnan.default)
+def _isnan(builder: Builder, node: fx.Node, self: Value) -> Value:
+    return pointwise(builder, self.shape, "IsNaN", [self], torch.bool)
+
+
+@TABLE.on(aten.isinf.default)
+def _isinf(builder: Builder, node: fx.Node, self: Value) -> Value:
+    return pointwise(builder, self.shape, "IsInf", [self], torch.bool)
+
+
+@TABLE.on(aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf)
+def _where(builder: Builder, node: fx.Node, condition: Value, self: Any, other: Any) -> Value:
+    dtype = builder.dtype(node)
+    operands = [truth(builder, condition), number(builder, self, dtype), number(builder, other, dtype)]
+    return pointwise(builder, builder.shape(node), "Where", operands, dtype)
+
+
+@TABLE.on(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+def _masked_fill(builder: Builder, node: fx.Node, self: Value, mask: Value, value: Any) -> Value:
+    return _where(builder, node, mask, value, self)
+
+
+# -- types ---------------------------------------------------------------------------------------------------------------------
+
+
+@TABLE.on(aten._to_copy.default)
+def _to_copy(builder: Builder, node: fx.Node, self: Value, **_: Any) -> Value:
+    dtype = builder.dtype(node)
+    onnx_type(dtype)
+    return truth(builder, self) if dtype == torch.bool else builder.cast(self, dtype)

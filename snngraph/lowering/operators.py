@@ -1,0 +1,14 @@
+"""The table of all translations from ATen to ONNX."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from snngraph.lowering import elementwise, layers, pooling, reductions, shapes
+from snngraph.lowering.table import Translation
+
+__all__ = ["TRANSLATIONS"]
+
+TRANSLATIONS: dict[Any, Translation] = {
+    **elementwise.TABLE, **shapes.TABLE, **reductions.TABLE, **layers.TABLE, **pooling.TABLE,
+}  # fmt: skip
