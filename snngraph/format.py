@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, fx
 
 from snngraph.errors import GraphParseError
-from snngraph.graph import LIF, LIF_STEP, OUTPUT_NAMES, Facts, SpikingGraph, Time, arguments, is_op
+from snngraph.graph import LIF, LIF_STEP, OUTPUT_NAMES, RESHAPE, Facts, SpikingGraph, Time, arguments, is_op
 from snngraph.types import TensorSpec
 
 __all__ = ["canonical_format", "format_graph", "parse"]
@@ -156,8 +156,8 @@ SHORT: dict[str, Callable[..., fx.Node]] = {
     "conv2d": _conv2d,
     "batch_norm": _batch_norm,
     "mean": _mean,
-    "flatten_time": lambda p, x: p.call(aten.view.default, x, [-1, *p.shape(x)[2:]]),
-    "split_time": lambda p, x: p.call(aten.view.default, x, [p.steps, -1, *p.shape(x)[1:]]),
+    "flatten_time": lambda p, x: p.call(RESHAPE, x, [-1, *p.shape(x)[2:]]),
+    "split_time": lambda p, x: p.call(RESHAPE, x, [p.steps, -1, *p.shape(x)[1:]]),
     "max_pool2d": lambda p, x, k: p.call(operator.getitem, p.call(aten.max_pool2d_with_indices.default, x, [k, k], [k, k]), 0),
     "select": lambda p, x, dim, k: p.call(aten.select.int, x, dim, k),
     "stack": lambda p, xs, dim=0: p.call(aten.stack.default, xs, dim),

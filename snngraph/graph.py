@@ -24,6 +24,8 @@ __all__ = ["NeuronLayerInfo", "SpikingGraph", "Time", "arguments", "is_op", "sha
 
 LIF = torch.ops.snn.lif.default
 LIF_STEP = torch.ops.snn.lif_step.default
+RESHAPE = torch.ops.aten.reshape.default  # the canonical view: unlike aten.view it takes any memory layout
+VIEWS = (RESHAPE, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 OUTPUT_NAMES = ops.NeuronOutput._fields
 
 
@@ -48,6 +50,7 @@ class Facts:
     notes: tuple[str, ...] = ()
     history: tuple[str, ...] = ()
     output_batch_dims: tuple[int | None, ...] | None = None
+    dtype: torch.dtype = torch.float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,11 +95,6 @@ def shape_of(node: fx.Node) -> tuple[int, ...]:
     return tuple(value.shape)
 
 
-def _cast_inputs(module: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    dtype = next((t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() and t.dim()), torch.float64)
-    return tuple(a.to(dtype) if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
-
-
 class SpikingGraph:
     """A captured spiking network.
 
@@ -108,7 +106,7 @@ class SpikingGraph:
     def __init__(self, graph: fx.Graph, tensors: Mapping[str, Tensor], facts: Facts) -> None:
         used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
         self.module = fx.GraphModule({k: t for k, t in tensors.items() if k in used}, graph, class_name="SpikingModule")
-        self.module.register_forward_pre_hook(_cast_inputs)
+        self.module.register_forward_pre_hook(self._cast_inputs)
         self.facts = facts
         self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.infer()
@@ -157,7 +155,18 @@ class SpikingGraph:
 
     def to(self, dtype: torch.dtype) -> SpikingGraph:
         """A copy whose tensors have ``dtype``; the 0-d numbers of neurons keep their digits."""
-        return self._derived(self._copy_of_graph(), {k: _cast(t, dtype) for k, t in self.tensors().items()})
+        graph = self._copy_of_graph()
+        for node in graph.nodes:
+            kind = node.kwargs.get("dtype")
+            if isinstance(kind, torch.dtype) and kind.is_floating_point:
+                node.kwargs = {**node.kwargs, "dtype": dtype}
+        return self._derived(graph, {k: _cast(t, dtype) for k, t in self.tensors().items()}, dtype)
+
+    def _cast_inputs(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Follows ``module.double()`` and ``module.float()`` too."""
+        kinds = (t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() and t.dim())
+        dtype = next(kinds, self.dtype)
+        return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
     def example_inputs(self, batch: int | None = None) -> list[Tensor]:
         """Uninitialised inputs of the graph's shapes, at the sample batch size or another."""
@@ -172,7 +181,7 @@ class SpikingGraph:
     @property
     def dtype(self) -> torch.dtype:
         """The floating type of the graph's tensors."""
-        return next((t.dtype for t in self.tensors().values() if t.is_floating_point() and t.dim()), torch.float64)
+        return self.facts.dtype
 
     # -- looking -----------------------------------------------------------------------------------------------------------
 
@@ -281,9 +290,12 @@ class SpikingGraph:
         return node
 
     def finish(self) -> SpikingGraph:
-        """To be called after edits: removes dead nodes and tensors, recompiles, and infers all shapes anew."""
+        """To be called after edits: removes dead nodes and tensors, sorts the nodes, recompiles, and infers all shapes anew.
+
+        Nodes may have been put before what they use; their order is kept otherwise.
+        """
         self.graph.eliminate_dead_code()
-        return self._derived(self.graph, self.tensors())
+        return self._derived(_sorted(self.graph), self.tensors())
 
     def infer(self) -> None:
         """Recomputes ``node.meta["val"]`` (shapes and types) of every node from the inputs.
@@ -306,8 +318,8 @@ class SpikingGraph:
             new.meta = dict(old.meta)
         return graph
 
-    def _derived(self, graph: fx.Graph, tensors: Mapping[str, Tensor]) -> SpikingGraph:
-        return SpikingGraph(graph, tensors, self.facts)
+    def _derived(self, graph: fx.Graph, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> SpikingGraph:
+        return SpikingGraph(graph, tensors, replace(self.facts, dtype=dtype or self.dtype))
 
     def at_batch(self, batch: int) -> SpikingGraph:
         """A copy whose inferred shapes are those of another batch size.
@@ -319,6 +331,22 @@ class SpikingGraph:
             raise GraphError(f"this model runs at batch {self.batch} only: {' '.join(self.notes)}")
         inputs = tuple(replace(s, shape=tuple(batch if d == s.batch_dim else n for d, n in enumerate(s.shape))) for s in self.inputs)
         return SpikingGraph(self._copy_of_graph(), self.tensors(), replace(self.facts, inputs=inputs, batch=batch))
+
+
+def _sorted(graph: fx.Graph) -> fx.Graph:
+    """The same graph, every node after its inputs."""
+    result, mapping = fx.Graph(), dict[fx.Node, fx.Node]()
+    for root in graph.nodes:
+        stack = [root]
+        while stack:
+            waiting = [n for n in stack[-1].all_input_nodes if n not in mapping]
+            if waiting:
+                stack.extend(waiting)
+                continue
+            node = stack.pop()
+            if node not in mapping:
+                mapping[node] = result.node_copy(node, mapping.__getitem__)
+    return result
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:

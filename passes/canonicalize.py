@@ -1,0 +1,198 @@
+"""One spelling per operator: identities go, constants are folded (in float64), equal expressions are computed once.
+
+* ``clone``, ``detach``, ``alias``, dropout in evaluation, casts between floating types, ``x * 1``, ``x / 1``, views and permutations
+  that change nothing: their input.
+* ``view``, ``squeeze``, ``unsqueeze``, ``flatten``: ``reshape``, with ``-1`` in the dimension that carries the batch; a reshape of a
+  reshape is one.
+* An operator on constants alone: its value.
+* ``snn::`` operators: state, decay and threshold by position, everything else by name, what changes nothing left out, and without the
+  surrogate, which matters in training only.
+* Two equal constants, two equal expressions: one. Neurons are never merged.
+
+Exactness: real (a folded constant is computed in float64).
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from snngraph.analysis.batch import batch_dims, shape_with_free_batch
+from snngraph.graph import LIF, LIF_STEP, RESHAPE, VIEWS, SpikingGraph, arguments, is_op, shape_of
+from snngraph.passes.base import Pass, PassResult, Rewriter
+from snngraph.types import Exactness
+
+__all__ = ["Canonicalize"]
+
+aten = torch.ops.aten
+_COPIES = (aten.clone.default, aten.detach.default, aten.alias.default, aten.lift_fresh_copy.default, aten.contiguous.default)
+_RESHAPES = (
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.squeeze.default,
+    aten.squeeze.dim,
+    aten.squeeze.dims,
+    aten.unsqueeze.default,
+    aten.flatten.using_ints,
+)
+_POSITIONAL = ("x", "v", "decay", "threshold")
+_DROPPED = ("surrogate", "alpha", "detach_reset")
+_LARGEST_FOLDED = 1 << 22  # a constant is not blown up beyond this many elements
+
+
+@dataclass(frozen=True)
+class Canonicalize(Pass):
+    """Brings a graph into its normal form; running it twice changes nothing the second time."""
+
+    name: ClassVar[str] = "canonicalize"
+    exactness: ClassVar[Exactness] = "real"
+
+    def run(self, graph: SpikingGraph) -> PassResult:
+        """Applies the rules in the order of the module's text, once over the graph each."""
+        edit = Rewriter(graph)
+        dims = batch_dims(graph)
+        for rule in (_drop_identities, _spell_reshapes):
+            for node in graph.nodes:
+                if node.op == "call_function":
+                    rule(edit, node, dims)
+        _join_reshapes(edit)
+        _fold_constants(edit)
+        for node in graph.nodes:
+            if is_op(node, LIF, LIF_STEP):
+                _spell_neuron(edit, node)
+        _share(edit)
+        return edit.result()
+
+
+def _drop_identities(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | None]) -> None:
+    source = node.args[0] if node.args else None
+    if not isinstance(source, fx.Node) or not isinstance(node.meta["val"], Tensor):
+        return
+    same = isinstance(source.meta["val"], Tensor) and shape_of(source) == shape_of(node)
+    identity = (
+        is_op(node, *_COPIES)
+        or (is_op(node, aten._to_copy.default) and _both_floating(node, source))
+        or (is_op(node, aten.mul.Tensor, aten.div.Tensor) and same and edit.graph.number(node.args[1]) == 1.0)
+        or (is_op(node, aten.sub.Tensor) and same and edit.graph.number(node.args[1]) == 0.0)
+        or (is_op(node, RESHAPE, *_RESHAPES, aten.expand.default) and same)
+        or (is_op(node, aten.permute.default) and list(node.args[1]) == sorted(d % len(shape_of(node)) for d in node.args[1]))  # type: ignore
+        or (is_op(node, aten.slice.Tensor) and same and len(node.args) < 5)
+    )
+    if identity:
+        edit.did(node, f"{node.target} changes nothing")
+        node.replace_all_uses_with(source)
+        edit.graph.graph.erase_node(node)
+
+
+def _both_floating(node: fx.Node, source: fx.Node) -> bool:
+    return bool(source.meta["val"].is_floating_point() and node.meta["val"].is_floating_point())
+
+
+def _spell_reshapes(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | None]) -> None:
+    if not is_op(node, *_RESHAPES):
+        return
+    was_view = is_op(node, *VIEWS)
+    shape = shape_with_free_batch(shape_of(node), dims.get(node))
+    edit.did(node, f"{node.target} is a reshape")
+    node.target = RESHAPE
+    node.args = (node.args[0], node.args[1] if was_view else shape)
+    node.kwargs = {}
+
+
+def _join_reshapes(edit: Rewriter) -> None:
+    """``reshape(reshape(x))`` is one reshape, and none when the shape is that of ``x``."""
+    for node in edit.graph.nodes:
+        if not is_op(node, RESHAPE):
+            continue
+        source = node.args[0]
+        while is_op(source, RESHAPE):
+            source = source.args[0]  # type: ignore[union-attr]
+        assert isinstance(source, fx.Node)
+        if shape_of(source) == shape_of(node):
+            edit.did(node, "a reshape and its inverse")
+            node.replace_all_uses_with(source)
+        elif source is not node.args[0]:
+            edit.did(node, "a reshape of a reshape")
+            node.args = (source, node.args[1])
+
+
+def _fold_constants(edit: Rewriter) -> None:
+    graph = edit.graph
+    values: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            values[node] = graph.constant(node)
+            continue
+        if node.op != "call_function" or not all(n in values for n in node.all_input_nodes):
+            continue
+        shape = node.meta["val"].shape if isinstance(node.meta["val"], Tensor) else ()
+        if torch.Size(shape).numel() > _LARGEST_FOLDED:
+            continue
+        args, keywords = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
+        values[node] = node.target(*args, **keywords)  # type: ignore[operator]
+    for node, value in values.items():
+        if node.op == "get_attr" or not isinstance(value, Tensor) or all(user in values for user in node.users):
+            continue
+        edit.did(node, f"{node.target} of constants is a constant")
+        with graph.graph.inserting_before(node):
+            constant = graph.add_tensor(node.name, value.contiguous())
+        constant.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        node.replace_all_uses_with(constant)
+
+
+def _spell_neuron(edit: Rewriter, node: fx.Node) -> None:
+    found = arguments(node)
+    defaults = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()}  # type: ignore[union-attr]
+    neutral = {"input_gain": 1.0, "gain": 1.0, "syn_gain": 1.0, "bias": 0.0, "level": 1.0}
+    keywords = {}
+    for name, value in found.items():
+        if name in (*_POSITIONAL, *_DROPPED) or value is None or (name in defaults and value == defaults[name]):
+            continue
+        if name in neutral and edit.graph.number(value) == neutral[name]:
+            continue
+        if name == "v_reset" and found["reset"] != "hard":
+            continue
+        keywords[name] = value
+    args = tuple(found[name] for name in _POSITIONAL)
+    keywords = dict(sorted(keywords.items()))
+    if node.args != args or node.kwargs != keywords:
+        edit.did(node, "written in its normal form")
+        node.args, node.kwargs = args, keywords
+
+
+def _share(edit: Rewriter) -> None:
+    """Equal constants and equal expressions are computed once."""
+    graph = edit.graph
+    seen: dict[Any, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op not in ("get_attr", "call_function") or is_op(node, LIF, LIF_STEP):
+            continue
+        key = _constant_key(graph, node) if node.op == "get_attr" else _expression_key(node)
+        first = seen.setdefault(key, node)
+        if first is not node and node.users:
+            if node.op == "call_function" and node.target is not operator.getitem:
+                edit.did(node, f"computed once, as {first.name}")
+            elif node.op == "get_attr" and first.target != node.target:
+                edit.did(node, f"the same constant as {first.target}")
+            node.replace_all_uses_with(first)
+
+
+def _constant_key(graph: SpikingGraph, node: fx.Node) -> Any:
+    value = graph.constant(node)
+    assert value is not None
+    if value.numel() > 16:
+        return ("get_attr", node.target)
+    return ("constant", str(value.dtype), tuple(value.shape), value.contiguous().numpy().tobytes())
+
+
+def _expression_key(node: fx.Node) -> Any:
+    def freeze(a: Any) -> Any:
+        if isinstance(a, list | tuple):
+            return tuple(map(freeze, a))
+        return (type(a).__name__, a)  # 1, 1.0 and True are equal but not the same argument
+
+    return (node.target, freeze(node.args), tuple((k, freeze(v)) for k, v in sorted(node.kwargs.items())))

@@ -1,0 +1,90 @@
+"""What does not depend on time runs once, not T times: ``f(repeat_T(x)) == repeat_T(f(x))`` for ``f`` that treats samples apart.
+
+A static image shown for T steps, ``[N, ...]`` repeated to ``[T, N, ...]``, goes through its first layers T times over. The repetition is
+moved behind every operator that treats the leading dimension as independent samples, as far as the first neuron, which takes the same
+input at every step. A mean over the repeated axis is the value itself.
+
+Exactness: real (a layer on ``[N, ...]`` may sum in another order than on ``[T*N, ...]``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from snngraph.analysis.batch import independent_of_leading
+from snngraph.graph import RESHAPE, SpikingGraph, is_op, shape_of
+from snngraph.passes.base import Pass, PassResult, Rewriter
+from snngraph.types import Exactness
+
+__all__ = ["HoistStatic"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class HoistStatic(Pass):
+    """Moves repetitions over time behind the operators that do not need them."""
+
+    name: ClassVar[str] = "hoist_static"
+    exactness: ClassVar[Exactness] = "real"
+
+    def run(self, graph: SpikingGraph) -> PassResult:
+        """One walk in the order of the graph; a moved repetition meets the next operator in turn."""
+        edit = Rewriter(graph)
+        if not graph.free_batch:
+            return edit.result()
+        once: dict[fx.Node, fx.Node] = {}  # a merged, repeated value [T*N, ...] -> the value itself, [N, ...]
+        for node in graph.nodes:
+            source = _repeated(graph, node)
+            if source is not None:
+                once[node] = source
+                continue
+            inputs = [n for n in node.all_input_nodes if n in once]
+            if not inputs or not independent_of_leading(node):
+                continue
+            if any(n not in once and graph.constant(n) is None for n in node.all_input_nodes):
+                continue  # another input that does vary
+            with graph.graph.inserting_before(node):
+                hoisted = graph.graph.node_copy(node, lambda n: once.get(n, n))
+            hoisted.meta = {k: v for k, v in node.meta.items() if k != "val"}
+            once[node] = hoisted
+        _repeat_where_needed(edit, once)
+        return edit.result()
+
+
+def _repeated(graph: SpikingGraph, node: fx.Node) -> fx.Node | None:
+    """``x`` when ``node`` is ``[N, ...]`` repeated over time and merged, ``[T*N, ...]``."""
+    steps = graph.time.steps
+    if not is_op(node, RESHAPE):
+        return None
+    repeated = node.args[0]
+    if is_op(repeated, aten.expand.default, aten.repeat.default):
+        one = repeated.args[0]  # type: ignore[union-attr]
+        if is_op(one, RESHAPE) and steps > 1 and shape_of(one)[0] == 1 and shape_of(repeated) == (steps, *shape_of(one)[1:]):  # type: ignore
+            x = one.args[0]  # type: ignore[union-attr]
+            assert isinstance(x, fx.Node)
+            if shape_of(one) == (1, *shape_of(x)) and shape_of(node) == (steps * shape_of(x)[0], *shape_of(x)[1:]):
+                return x
+    return None
+
+
+def _repeat_where_needed(edit: Rewriter, once: dict[fx.Node, fx.Node]) -> None:
+    graph, steps = edit.graph, edit.graph.time.steps
+    for node, value in once.items():
+        if _repeated(graph, node) is not None or isinstance(node.meta["val"], tuple | list):
+            continue
+        users = [u for u in node.users if u not in once]
+        edit.did(node, f"does not depend on time: runs once instead of {steps} times")
+        if not users:
+            continue
+        shape = shape_of(node)[1:]
+        with graph.graph.inserting_before(node):
+            one = graph.graph.call_function(RESHAPE, (value, [1, -1, *shape]))
+            repeated = graph.graph.call_function(aten.expand.default, (one, [steps, -1, *shape]))
+            merged = graph.graph.call_function(RESHAPE, (repeated, [-1, *shape]))
+        for user in users:
+            user.replace_input_with(node, merged)

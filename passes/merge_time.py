@@ -1,0 +1,324 @@
+"""T copies of a step become one operator over time.
+
+An unrolled network runs every layer once per step. Copies are recognised by structure: ``select(x, time, t)`` belongs to step ``t``, an
+operator belongs to the step of its inputs, the ``t``-th ``snn::lif_step`` of a chain (each takes the state the one before it left)
+belongs to step ``t``; operators with the same target, the same constants and inputs of the same family form a family. Then
+
+* a family of operators that treat their leading dimension as independent samples runs once, on ``[T*N, ...]``;
+* a chain of T ``lif_step`` is one ``lif``;
+* ``stack([y_0, ..., y_{T-1}])`` is a reshape, and ``y_0 + ... + y_{T-1}`` a sum over time.
+
+What mixes steps (a recurrent connection: step ``t`` reads another layer's step ``t - 1``) has no family and stays as it is.
+
+Exactness: real. A layer computes the same numbers on ``[T*N, ...]``, possibly summed in another order; so does the sum over time.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import fx
+
+from snngraph.analysis.batch import batch_dims, independent_of_leading
+from snngraph.graph import LIF, LIF_STEP, OUTPUT_NAMES, RESHAPE, SpikingGraph, arguments, is_op, shape_of
+from snngraph.passes.base import Pass, PassResult, Rewriter
+from snngraph.types import Exactness
+
+__all__ = ["MergeTime"]
+
+aten = torch.ops.aten
+_STATIC, _MIXED = -1, -2
+_STATES = {"v": 1, "i": 2}
+
+
+@dataclass(frozen=True)
+class MergeTime(Pass):
+    """Re-rolls an unrolled loop over time."""
+
+    name: ClassVar[str] = "merge_time"
+    exactness: ClassVar[Exactness] = "real"
+
+    def run(self, graph: SpikingGraph) -> PassResult:
+        """Finds the families, then merges them in the order of the graph."""
+        edit = Rewriter(graph)
+        if graph.free_batch:
+            _Merger(edit).run()
+        elif any(is_op(n, LIF_STEP) for n in graph.nodes):
+            edit.refuse(graph.name, "the batch size is fixed, so steps and samples can not share a dimension")
+        return edit.result()
+
+
+def chains_of_steps(graph: SpikingGraph) -> list[list[fx.Node]]:
+    """The chains of ``lif_step`` nodes: each takes the membrane potential that the one before it left."""
+    follower: dict[fx.Node, fx.Node] = {}
+    heads = []
+    for node in graph.nodes:
+        if is_op(node, LIF_STEP):
+            state = arguments(node)["v"]
+            if is_op(state, operator.getitem) and is_op(state.args[0], LIF_STEP) and state.args[1] == _STATES["v"]:
+                follower[state.args[0]] = node
+            else:
+                heads.append(node)
+    chains = []
+    for head in heads:
+        chain = [head]
+        while chain[-1] in follower:
+            chain.append(follower[chain[-1]])
+        chains.append(chain)
+    return chains
+
+
+class _Merger:
+    def __init__(self, edit: Rewriter) -> None:
+        self.edit = edit
+        self.graph = edit.graph
+        self.fx = edit.graph.graph
+        self.steps = edit.graph.time.steps
+        self.batch_dims = batch_dims(edit.graph)
+        self.step_of: dict[fx.Node, int] = {}
+        self.key_of: dict[fx.Node, Any] = {}
+        self.families: dict[Any, dict[int, fx.Node]] = defaultdict(dict)
+        self.merged: dict[Any, fx.Node] = {}  # family -> its value on [T*N, ...]
+        self.position: dict[fx.Node, tuple[int, int]] = {}
+        for number, chain in enumerate(chains_of_steps(edit.graph)):
+            for t, node in enumerate(chain):
+                self.position[node] = (number, t if len(chain) == self.steps else _MIXED)
+
+    def run(self) -> None:
+        for node in self.graph.nodes:
+            self._classify(node)
+        whole = {key: f for key, f in self.families.items() if len(f) == self.steps}
+        order = {node: k for k, node in enumerate(self.graph.nodes)}
+        for key in sorted(whole, key=lambda k: max(order[n] for n in whole[k].values())):
+            members = [whole[key][t] for t in range(self.steps)]
+            last = max(members, key=order.__getitem__)
+            with self.fx.inserting_before(last.next):
+                value = self._merge(members)
+            if value is not None:
+                self.merged[key] = value
+        for key, value in self.merged.items():
+            self._replace_uses([whole[key][t] for t in range(self.steps)], value)
+
+    # -- families ----------------------------------------------------------------------------------------------------------
+
+    def _classify(self, node: fx.Node) -> None:
+        step, key = self._step_and_key(node)
+        self.step_of[node] = step
+        if step >= 0:
+            if step in self.families[key]:
+                self.step_of[node] = _MIXED
+                return
+            self.key_of[node] = key
+            self.families[key][step] = node
+
+    def _step_and_key(self, node: fx.Node) -> tuple[int, Any]:
+        if node.op != "call_function":
+            return _STATIC, None
+        if is_op(node, aten.select.int) and self.step_of[node.args[0]] == _STATIC:  # type: ignore[index]
+            source, dim, index = node.args
+            size = shape_of(source)[dim]  # type: ignore[arg-type,index]
+            if size == self.steps and self._is_time(source, dim):  # type: ignore[arg-type]
+                return index % size, ("select", source, dim)  # type: ignore[operator]
+        if is_op(node, LIF_STEP):
+            number, step = self.position[node]
+            others = {self.step_of[n] for n in self._inputs_without_state(node)} - {_STATIC}
+            return (step, ("lif", number)) if step >= 0 and others <= {step} else (_MIXED, None)
+        steps = {self.step_of[n] for n in node.all_input_nodes} - {_STATIC}
+        if not steps:
+            return _STATIC, None
+        if _MIXED in steps or len(steps) > 1:
+            return _MIXED, None
+        return steps.pop(), self._structure(node)
+
+    def _is_time(self, source: fx.Node, dim: int) -> bool:
+        """An input's time axis, or the leading axis of what an operator made of ``[T, N, ...]``."""
+        if source.op == "placeholder":
+            placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
+            return self.graph.time.dims[placeholders.index(source)] == dim
+        return self.batch_dims.get(source) in (0, 1) and dim in (0, 1) and dim != self.batch_dims[source]
+
+    def _inputs_without_state(self, node: fx.Node) -> list[fx.Node]:
+        return [a for name, a in arguments(node).items() if isinstance(a, fx.Node) and name not in _STATES]
+
+    def _structure(self, node: fx.Node) -> Any:
+        def freeze(a: Any) -> Any:
+            if isinstance(a, list | tuple):
+                return tuple(map(freeze, a))
+            if isinstance(a, fx.Node):
+                return self.key_of[a] if self.step_of[a] >= 0 else a
+            return (type(a).__name__, a)
+
+        return (node.target, freeze(node.args), tuple((k, freeze(v)) for k, v in sorted(node.kwargs.items())))
+
+    # -- merging -----------------------------------------------------------------------------------------------------------
+
+    def _merge(self, members: list[fx.Node]) -> fx.Node | None:
+        first = members[0]
+        if is_op(first, LIF_STEP):
+            return self._merge_neuron(members)
+        if is_op(first, aten.select.int) and self.step_of[first.args[0]] == _STATIC:  # type: ignore[index]
+            source, dim, _ = first.args
+            value: Any = source
+            if dim != 0:
+                rank = len(shape_of(value))
+                value = self._call(aten.permute.default, value, [dim, *(d for d in range(rank) if d != dim)])
+            return self._call(RESHAPE, value, [-1, *shape_of(first)[1:]])
+        if is_op(first, operator.getitem) and is_op(first.args[0], LIF_STEP):
+            return self._neuron_output(first)
+        if not independent_of_leading(first) or not self._leads_with_batch(first):
+            if any(self.key_of.get(n) in self.merged for n in first.all_input_nodes):
+                self.edit.refuse(first, f"{first.target} may mix samples, so its steps stay apart")
+            return None
+        if any(self.step_of[n] >= 0 and self.key_of[n] not in self.merged for n in first.all_input_nodes):
+            return None
+        value = self._call(first.target, *first.args, like=first, **first.kwargs)
+        self.edit.did(first, f"{self.steps} steps run at once")
+        return value
+
+    def _leads_with_batch(self, node: fx.Node) -> bool:
+        if is_op(node, operator.getitem):
+            return True
+        inputs = [n for n in node.all_input_nodes if self.step_of[n] >= 0]
+        return self.batch_dims.get(node, 0) == 0 and all(self.batch_dims.get(n, 0) == 0 for n in inputs)
+
+    def _call(self, target: Any, *args: Any, like: fx.Node | None = None, **keywords: Any) -> fx.Node:
+        """A call on merged operands; ``like`` is the copy it stands for."""
+
+        def operand(n: fx.Node) -> fx.Node:
+            if like is None or self.step_of.get(n, _STATIC) == _STATIC:
+                return self._spread(n) if like is not None and self._per_sample_operand(n, like) else n
+            return self.merged[self.key_of[n]]
+
+        args, keywords = fx.node.map_arg((args, keywords), operand)
+        node = self.fx.call_function(target, args, keywords)
+        if like is not None:
+            node.meta = {k: v for k, v in like.meta.items() if k != "val"}
+        return node
+
+    def _per_sample_operand(self, node: fx.Node, like: fx.Node) -> bool:
+        return self.batch_dims.get(node) == 0 and len(shape_of(node)) == len(shape_of(like))
+
+    def _spread(self, node: fx.Node) -> fx.Node:
+        """A value without time, ``[N, ...]``, for all steps: ``[T*N, ...]``."""
+        shape = shape_of(node)
+        one = self._call(RESHAPE, node, [1, -1, *shape[1:]])
+        return self._call(RESHAPE, self._call(aten.expand.default, one, [self.steps, -1, *shape[1:]]), [-1, *shape[1:]])
+
+    def _merge_neuron(self, members: list[fx.Node]) -> fx.Node | None:
+        first, found = members[0], [arguments(m) for m in members]
+        for name in found[0]:
+            if name in _STATES or name in ("x", "gain"):
+                continue
+            if any(f[name] != found[0][name] for f in found):
+                self.edit.refuse(first, f"its {name} differs from step to step")
+                return None
+        for member in members[:-1]:
+            for output in member.users:
+                k = output.args[1]
+                outside = [u for u in output.users if not is_op(u, LIF_STEP)]
+                if k in _STATES.values() and outside:
+                    self.edit.refuse(first, f"its state {OUTPUT_NAMES[k]} after a step is read by {outside[0].name}")  # type: ignore[index]
+                    return None
+        operands = {}
+        for name in ("x", "gain"):
+            values = [f[name] for f in found]
+            if values[0] is None:
+                continue
+            operand = self._over_time(values, shape_of(first.args[0]) if name == "x" else None)  # type: ignore[arg-type]
+            if operand is None:
+                return None
+            operands[name] = operand
+        keywords = {k: v for k, v in first.kwargs.items() if k != "gain"}
+        if "gain" in operands:
+            keywords["gain"] = operands["gain"]
+        if any(output.args[1] == 3 and output.users for m in members for output in m.users):
+            keywords["with_h"] = True
+        node = self.fx.call_function(LIF, (operands["x"], *first.args[1:4]), keywords)
+        node.meta = {k: v for k, v in first.meta.items() if k != "val"}
+        self.edit.did(first, f"{self.steps} steps are one neuron over time")
+        return node
+
+    def _over_time(self, values: list[Any], shape: tuple[int, ...] | None) -> fx.Node | None:
+        """The operands of T steps as one, ``[T, N, ...]``; an operand of all steps stays as it is where it may broadcast."""
+        keys = {self.key_of.get(v) for v in values}
+        if len(set(values)) == 1 and self.step_of[values[0]] == _STATIC:
+            if shape is None:
+                return values[0]  # type: ignore[no-any-return]
+            one = self._call(RESHAPE, values[0], [1, -1, *shape[1:]])
+            return self._call(aten.expand.default, one, [self.steps, -1, *shape[1:]])
+        if len(keys) != 1 or None in keys or next(iter(keys)) not in self.merged:
+            return None
+        value = self.merged[next(iter(keys))]
+        return self._call(RESHAPE, value, [self.steps, -1, *shape_of(values[0])[1:]])
+
+    def _neuron_output(self, first: fx.Node) -> fx.Node | None:
+        key = self.key_of[first.args[0]]  # type: ignore[index]
+        if key not in self.merged:
+            return None
+        k = first.args[1]
+        value = self._call(operator.getitem, self.merged[key], k)
+        return value if k in _STATES.values() else self._call(RESHAPE, value, [-1, *shape_of(first)[1:]])
+
+    # -- uses --------------------------------------------------------------------------------------------------------------
+
+    def _replace_uses(self, members: list[fx.Node], value: fx.Node) -> None:
+        """Users outside the merged families get their step, a whole stack, or a sum."""
+        if is_op(members[0], LIF_STEP):
+            return
+        with self.fx.inserting_before(value.next):
+            if is_op(members[0], operator.getitem) and is_op(members[0].args[0], LIF_STEP) and members[0].args[1] in _STATES.values():
+                members[-1].replace_all_uses_with(value)  # the state after the last step
+                return
+            self._replace_stacks(members, value)
+            self._replace_sum(members, value)
+            rest = [(t, m, u) for t, m in enumerate(members) for u in list(m.users) if self._stays(u)]
+            if rest:
+                apart = self._call(RESHAPE, value, [self.steps, -1, *shape_of(members[0])[1:]])
+                for t, member, user in rest:
+                    user.replace_input_with(member, self._call(aten.select.int, apart, 0, t))
+
+    def _stays(self, user: fx.Node) -> bool:
+        return user.op == "output" or (user in self.step_of and self.key_of.get(user) not in self.merged)
+
+    def _replace_stacks(self, members: list[fx.Node], value: fx.Node) -> None:
+        shape = shape_of(members[0])
+        for user in list(members[0].users):
+            if is_op(user, RESHAPE) and shape_of(user) in ((1, *shape), (shape[0], 1, *shape[1:])) and self.steps > 1:
+                for cat in [u for u in user.users if is_op(u, aten.cat.default)]:
+                    parts = cat.args[0]
+                    if [p.args[0] if is_op(p, RESHAPE) and shape_of(p) == shape_of(user) else p for p in parts] == members:  # type: ignore
+                        self._stacked(cat, int(cat.args[1]) if len(cat.args) > 1 else 0, shape_of(user), value)  # type: ignore
+            elif is_op(user, aten.stack.default) and list(user.args[0]) == members:  # type: ignore[arg-type]
+                dim = (int(user.args[1]) if len(user.args) > 1 else 0) % (len(shape) + 1)  # type: ignore
+                if dim < 2:
+                    self._stacked(user, dim, (1, *shape) if dim == 0 else (shape[0], 1, *shape[1:]), value)
+            elif is_op(user, aten.cat.default) and list(user.args[0]) == members and user.args[1:] in ((), (0,)):  # type: ignore[arg-type]
+                user.replace_all_uses_with(value)
+
+    def _stacked(self, user: fx.Node, dim: int, part: tuple[int, ...], value: fx.Node) -> None:
+        """``user`` stacks the steps in dimension 0, ``[T, N, ...]``, or 1, ``[N, T, ...]``."""
+        if part[dim] != 1 or dim > 1:
+            return
+        rest = part[2:]
+        stacked = self._call(RESHAPE, value, [self.steps, -1, *rest])
+        if dim == 1:
+            stacked = self._call(aten.permute.default, stacked, [1, 0, *range(2, len(rest) + 2)])
+        user.replace_all_uses_with(stacked)
+
+    def _replace_sum(self, members: list[fx.Node], value: fx.Node) -> None:
+        """``((y_0 + y_1) + y_2) + ...``, with or without a leading ``0 +``."""
+        for start in [members[0], *(u for u in members[0].users if is_op(u, aten.add.Tensor) and self.graph.number(u.args[1]) == 0.0)]:
+            total: fx.Node | None = start
+            for member in members[1:]:
+                total = next(
+                    (u for u in total.users if is_op(u, aten.add.Tensor) and set(u.args[:2]) == {total, member} and not u.kwargs), None
+                )
+                if total is None:
+                    break
+            if total is not None and total is not start:
+                apart = self._call(RESHAPE, value, [self.steps, -1, *shape_of(members[0])[1:]])
+                total.replace_all_uses_with(self._call(aten.sum.dim_IntList, apart, [0]))

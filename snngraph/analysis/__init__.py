@@ -1,0 +1,1 @@
+"""Facts about a graph that passes need; none of them changes it."""

@@ -1,0 +1,267 @@
+"""``trace``: a model becomes a :class:`SpikingGraph`.
+
+The model is exported twice with ``torch.export``, at two batch sizes, under the adapters of its neurons. Where the two graphs differ
+the batch stands: those sizes become ``-1``, and the graph runs at any batch size. It is then compared with the model bit for bit, on
+the example and on a second input, before anything is rewritten; and again, in float64, after time has been merged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from snngraph import pipelines
+from snngraph.errors import (
+    CaptureError,
+    CaptureMismatchError,
+    ForwardFailedError,
+    TimeAxisError,
+    TrainingModeError,
+    WarmStateWarning,
+)
+from snngraph.frontends import adapters
+from snngraph.frontends.export import exported_graph
+from snngraph.frontends.time_axis import Axes, infer_axes
+from snngraph.graph import SpikingGraph
+
+__all__ = ["trace"]
+
+_AUTO = "auto"
+
+
+def trace(
+    model: nn.Module,
+    example: Any,
+    *,
+    time_steps: int | None = None,
+    time_dim: int | None | str = _AUTO,
+    batch_dim: int | None = None,
+    reset: Callable[[], object] | None = None,
+    time_reduction: str | None = None,
+) -> SpikingGraph:
+    """Captures a trained model as a graph.
+
+    Args:
+        model: in evaluation mode. Without ``time_steps`` it takes the whole sequence, ``[T, N, ...]`` or ``[N, T, ...]``, or a static
+            input ``[N, ...]`` that it repeats itself.
+        example: one input, or a tuple of several; tensors or NumPy arrays.
+        time_steps: the model takes one step, and is called so many times from the reset state; the example is ``[T, N, ...]``
+            (``time_dim=0``), ``[N, T, ...]`` (``time_dim=1``) or static ``[N, ...]`` (``time_dim=None``).
+        time_dim: the example's time axis; inferred unless given.
+        batch_dim: the example's batch axis; inferred unless given.
+        reset: called without arguments before every run, to reset state that no adapter knows.
+        time_reduction: what to do with the outputs of a model called step by step: ``None`` stacks them, ``[T, N, ...]``; ``"mean"``,
+            ``"sum"`` and ``"last"`` reduce them over time.
+
+    Returns:
+        The graph, canonical, with time merged.
+
+    Raises:
+        TrainingModeError: the model or a part of it is in training mode.
+        ForwardFailedError: the model's forward raises on the example.
+        TimeAxisError: the time axis can not be told, or contradicts ``time_steps``.
+        CaptureMismatchError: the graph does not compute what the model computes (state, randomness, control flow on data).
+        CaptureError: the model can not be exported; the message says where.
+    """
+    inputs = _as_tensors(example)
+    _require_eval(model)
+    name, stepped = type(model).__name__, time_steps is not None
+    if time_steps is not None:
+        dim = (0 if inputs[0].dim() and inputs[0].shape[0] == time_steps else None) if time_dim == _AUTO else time_dim
+        model = _Stepped(model, time_steps, dim, time_reduction, inputs)
+        time_dim = dim
+    elif time_reduction is not None:
+        raise CaptureError("time_reduction belongs to a model that is called step by step: give time_steps too")
+    with adapters.fresh_state(model) as was_warm, torch.no_grad(), _quiet():
+        if was_warm:
+            warnings.warn(
+                "the model carries membrane state from an earlier call; it is captured from the reset state and its state is kept",
+                WarmStateWarning,
+                stacklevel=2,
+            )
+        runner = _Runner(model, reset)
+        expected = runner(inputs)
+        _require_repeatable(runner, inputs, expected)
+        axes = infer_axes(runner, inputs, time_dim=time_dim, batch_dim=batch_dim, time_steps=time_steps)
+        graph = exported_graph(model, inputs, axes, runner, name=name, prefix="inner" if stepped else "")
+        _compare_bitwise(graph, runner, inputs, expected, axes)
+    captured = graph.to(torch.float64)
+    merged = pipelines.capture()(captured).graph
+    _compare_float64(captured, merged, inputs)
+    return merged
+
+
+def _as_tensors(example: Any) -> tuple[Tensor, ...]:
+    values = example if isinstance(example, tuple | list) else (example,)
+    if not values:
+        raise CaptureError("no example input: give a tensor, a NumPy array or a tuple of them")
+    tensors = tuple(torch.from_numpy(v) if isinstance(v, np.ndarray) else v for v in values)
+    for k, tensor in enumerate(tensors):
+        if not isinstance(tensor, Tensor):
+            raise CaptureError(f"example input {k} is a {type(tensor).__name__}: expected a tensor or a NumPy array")
+        if not tensor.is_floating_point():
+            raise CaptureError(f"example input {k} has type {tensor.dtype}: expected float32, give x.float()")
+        if tensor.dtype != torch.float32:
+            raise CaptureError(f"example input {k} has type {tensor.dtype}: models are captured in float32, give x.float() and model.float()")
+        if tensor.device.type != "cpu":
+            raise CaptureError(f"example input {k} is on {tensor.device}: move model and example to the CPU for the capture")
+    return tuple(t.detach().contiguous() for t in tensors)
+
+
+def _require_eval(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"expected a torch.nn.Module, got a {type(model).__name__}")
+    training = [name or "the model itself" for name, module in model.named_modules() if module.training]
+    if training:
+        shown = ", ".join(training[:5]) + (f" and {len(training) - 5} more" if len(training) > 5 else "")
+        raise TrainingModeError(
+            f"in training mode: {shown}. Dropout and batch norm would behave as in training; call model.eval() first"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32 and parameter.is_floating_point():
+            raise CaptureError(f"parameter {name} has type {parameter.dtype}: models are captured in float32, call model.float() first")
+
+
+class _Stepped(nn.Module):
+    """Calls a one-step model ``steps`` times from the reset state."""
+
+    def __init__(self, model: nn.Module, steps: int, time_dim: Any, reduction: str | None, inputs: Sequence[Tensor]) -> None:
+        super().__init__()
+        if steps < 1:
+            raise TimeAxisError(f"time_steps={steps}: expected at least 1")
+        if reduction not in (None, "mean", "sum", "last"):
+            raise CaptureError(f"time_reduction={reduction!r}: expected None, 'mean', 'sum' or 'last'")
+        if time_dim not in (0, 1, None):
+            raise TimeAxisError(f"time_dim={time_dim!r}: expected 0, 1 or None")
+        for k, x in enumerate(inputs):
+            if time_dim is not None and (x.dim() <= time_dim or x.shape[time_dim] != steps):
+                raise TimeAxisError(
+                    f"time_steps={steps}, but axis {time_dim} of example input {k} with shape {list(x.shape)} does not have {steps} "
+                    "entries; for an input without time axis give time_dim=None"
+                )
+        self.inner = model
+        self.steps, self.time_dim, self.reduction = steps, time_dim, reduction
+        self.training = False
+
+    def forward(self, *inputs: Tensor) -> Any:
+        outputs = []
+        for t in range(self.steps):
+            outputs.append(self.inner(*(x if self.time_dim is None else x.select(self.time_dim, t) for x in inputs)))
+        if not isinstance(outputs[0], Tensor):
+            raise CaptureError(f"one step returns a {type(outputs[0]).__name__}: wrap the model so that it returns one tensor")
+        if self.reduction == "last":
+            return outputs[-1]
+        stacked = torch.stack(outputs)
+        if self.reduction == "mean":
+            return stacked.mean(0)
+        return stacked.sum(0) if self.reduction == "sum" else stacked
+
+
+class _Runner:
+    """Runs the model as its user would, from the reset state, and leaves it reset."""
+
+    def __init__(self, model: nn.Module, reset: Callable[[], object] | None) -> None:
+        self.model, self.user_reset = model, reset
+
+    def reset(self) -> None:
+        adapters.reset_state(self.model)
+        if self.user_reset is not None:
+            self.user_reset()
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        self.reset()
+        try:
+            result = self.model(*(x.clone() for x in inputs))
+        except Exception as error:
+            if isinstance(error, CaptureError):
+                raise
+            shapes = ", ".join(str(list(x.shape)) for x in inputs)
+            raise ForwardFailedError(
+                f"the model's forward raised {type(error).__name__} on an input of shape {shapes}: {error}\n"
+                f"  {_where(error)}"
+            ) from error
+        finally:
+            self.reset()
+        return outputs_of(result)
+
+
+def outputs_of(result: Any) -> list[Tensor]:
+    """The tensors of a model's result: one tensor, or a tuple or list of them.
+
+    Raises:
+        CaptureError: anything else.
+    """
+    values = list(result) if isinstance(result, tuple | list) else [result]
+    for k, value in enumerate(values):
+        if not isinstance(value, Tensor):
+            raise CaptureError(f"output {k} of the model is a {type(value).__name__}: expected tensors; wrap the model to return tensors only")
+    return values
+
+
+def _where(error: BaseException) -> str:
+    """The last line of the model's own code in a traceback."""
+    import traceback
+
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "/snngraph/" not in f.filename]
+    return f"at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "(in PyTorch)"
+
+
+def _require_repeatable(runner: _Runner, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    again = runner(inputs)
+    if not all(_same(a, b) for a, b in zip(expected, again, strict=True)):
+        raise CaptureMismatchError(
+            "two runs of the model on the same input differ: it draws random numbers in forward, changes its own parameters, or keeps "
+            "state from call to call; reset foreign state with trace(..., reset=callable)"
+        )
+
+
+def _compare_bitwise(graph: SpikingGraph, runner: _Runner, inputs: Sequence[Tensor], expected: Sequence[Tensor], axes: Axes) -> None:
+    """On the example, on a fresh input (the example's values in another order), and at another batch size if it is free."""
+    trials = [("the example", inputs, expected)]
+    generator = torch.Generator().manual_seed(0)
+    fresh = [x.flatten()[torch.randperm(x.numel(), generator=generator)].view(x.shape) for x in inputs]
+    trials.append(("a second input", fresh, runner(fresh)))
+    if graph.free_batch and axes.batch is not None:
+        wide = axes.resized(fresh, axes.batch + 2)
+        trials.append((f"batch {axes.batch + 2}", wide, runner(wide)))
+    for what, values, wanted in trials:
+        found = outputs_of(graph(*values))
+        for k, (a, b) in enumerate(zip(wanted, found, strict=True)):
+            if not _same(a, b):
+                raise CaptureMismatchError(
+                    f"on {what}, output {k} of the captured graph differs from the model's by up to {_difference(a, b)}: state kept "
+                    "from call to call (trace(..., reset=callable) resets it), a parameter changed in forward, or control flow that "
+                    "depends on the data"
+                )
+
+
+def _compare_float64(before: SpikingGraph, after: SpikingGraph, inputs: Sequence[Tensor]) -> None:
+    for k, (a, b) in enumerate(zip(outputs_of(before(*inputs)), outputs_of(after(*inputs)), strict=True)):
+        if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-10, atol=1e-10, equal_nan=True):
+            raise CaptureMismatchError(
+                f"after time was merged, output {k} differs by {_difference(a, b)} in float64; this is a bug in snngraph. Passes: "
+                + ", ".join(after.history)
+            )
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a.nan_to_num(), b.nan_to_num())
+
+
+def _difference(a: Tensor, b: Tensor) -> str:
+    return f"{float((a.double() - b.double()).abs().max()):.3g}" if a.shape == b.shape else f"its shape: {list(b.shape)} for {list(a.shape)}"
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Drops what PyTorch's own exporter warns about itself; the model's own warnings and ours pass."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+        yield
+

@@ -1,0 +1,228 @@
+"""From ``torch.export`` to a :class:`SpikingGraph` whose batch size is free.
+
+The model is exported at two batch sizes. Both graphs have the same operators; the sizes in which they differ carry the batch, and are
+written as ``-1``. So nothing in a graph is symbolic, and yet it runs at any batch size.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export.graph_signature import InputKind, OutputKind
+
+from snngraph.errors import CaptureError
+from snngraph.frontends import adapters
+from snngraph.frontends.time_axis import Axes
+from snngraph.graph import LIF, LIF_STEP, Facts, SpikingGraph, Time, arguments, is_op
+from snngraph.types import TensorSpec
+
+__all__ = ["exported_graph"]
+
+aten = torch.ops.aten
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_BROADCASTING = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.where.self, aten.maximum.default, aten.minimum.default)
+_CREATION = (aten.full.default, aten.zeros.default, aten.ones.default)
+
+
+class _FixedBatch(Exception):
+    """Why a graph does not run at another batch size."""
+
+
+def exported_graph(model: nn.Module, inputs: Sequence[Tensor], axes: Axes, runner: Any, *, name: str, prefix: str = "") -> SpikingGraph:
+    """Captures ``model`` by ``torch.export`` under the adapters of its neurons.
+
+    Args:
+        model: in evaluation mode.
+        inputs: the example.
+        axes: what is known of its axes.
+        runner: has a method ``reset()`` that resets all state.
+        name: the graph's name.
+        prefix: the start of module paths that is ours, not the model's.
+
+    Raises:
+        CaptureError: the model can not be exported, or changes a buffer in forward.
+    """
+    notes: tuple[str, ...] = ()
+    example_batch = axes.batch or 1
+    batch = example_batch
+    free = axes.batch is not None
+    if axes.batch is None:
+        notes = ("the batch size is fixed: the model does not run, or changes its number of steps, when the example's batch is doubled",)
+    else:
+        batch = max(2, example_batch)  # at 1, what carries the batch and what broadcasts look alike
+        try:
+            raw = _export(model, axes.resized(inputs, batch), runner)
+            _free_the_batch(raw, _export(model, axes.resized(inputs, batch + 1), runner), batch)
+        except (CaptureError, _FixedBatch) as reason:
+            free, batch = False, example_batch
+            notes = (f"the batch size is fixed at {batch}: {reason}",)
+    if not free:
+        raw = _export(model, inputs, runner)
+    graph, tensors, names = raw
+    _strip_prefix(graph, prefix)
+    _name_neurons(graph)
+    shapes = [tuple(x.shape) for x in (axes.resized(inputs, batch) if free else inputs)]
+    specs = tuple(
+        TensorSpec(name, shape, "float32", axes.time_dim, axes.batch_dim) for name, shape in zip(names, shapes, strict=True)
+    )
+    facts = Facts(
+        inputs=specs,
+        time=Time(axes.steps, tuple(s.time_dim for s in specs)),
+        batch=batch,
+        free_batch=free,
+        example_batch=example_batch,
+        name=name,
+        notes=notes,
+        dtype=torch.float32,
+    )
+    return SpikingGraph(graph, tensors, facts)
+
+
+def _strip_prefix(graph: fx.Graph, prefix: str) -> None:
+    for node in graph.nodes if prefix else ():
+        path = node.meta.get("module_path", "")
+        node.meta["module_path"] = "" if path == prefix else path.removeprefix(prefix + ".")
+
+
+_Raw = tuple[fx.Graph, dict[str, Tensor], list[str]]
+
+
+def _export(model: nn.Module, inputs: Sequence[Tensor], runner: Any) -> _Raw:
+    table = torch.export.default_decompositions()
+    table.pop(aten.linear.default, None)  # one operator to fold into and to lower; its decomposition is three
+    runner.reset()
+    try:
+        with adapters.adapted(model):
+            program = torch.export.export(model, tuple(x.clone() for x in inputs), strict=False)
+        program = program.run_decompositions(table)
+    except Exception as error:
+        raise CaptureError(f"torch.export can not capture {type(model).__name__}: {type(error).__name__}: {_first_lines(error)}") from error
+    finally:
+        runner.reset()
+    return _flatten(program)
+
+
+def _first_lines(error: Exception) -> str:
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return "\n  ".join(lines[:8])
+
+
+def _flatten(program: torch.export.ExportedProgram) -> _Raw:
+    """Parameters, buffers and constants become ``get_attr`` nodes; the graph's inputs are the user's alone."""
+    signature = program.graph_signature
+    mutated = [s.target for s in signature.output_specs if s.kind not in (OutputKind.USER_OUTPUT,)]
+    if mutated:
+        raise CaptureError(f"the model changes {', '.join(map(str, mutated))} in forward: a compiled model can not; freeze it first")
+    kinds = {s.arg.name: s for s in signature.input_specs}
+    state = {**program.state_dict, **program.constants}
+    graph, tensors, names = fx.Graph(), {}, []
+    mapping: dict[fx.Node, fx.Node] = {}
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            spec = kinds[node.name]
+            if spec.kind is InputKind.USER_INPUT:
+                name = re.sub(r"\W", "_", node.name)
+                mapping[node] = graph.placeholder(name)
+                names.append(name)
+            elif node.users:
+                target = str(spec.target)
+                value = state[target]
+                if not isinstance(value, Tensor):
+                    raise CaptureError(f"the model holds {target}, a {type(value).__name__}, which is not a tensor")
+                tensors[target] = value.detach()
+                mapping[node] = graph.get_attr(target)
+        elif node.op == "output":
+            values = [mapping[n] for n in node.args[0]]
+            graph.output(tuple(values) if len(values) > 1 else values[0])
+        else:
+            mapping[node] = graph.node_copy(node, lambda n: mapping[n])
+            mapping[node].meta = _meta(node)
+    return graph, tensors, names
+
+
+def _meta(node: fx.Node) -> dict[str, Any]:
+    meta: dict[str, Any] = {"val": node.meta.get("val")}
+    stack = node.meta.get("nn_module_stack")
+    if stack:
+        meta["module_path"] = str(list(stack.values())[-1][0])
+    frames = [f for f in _FRAME.findall(node.meta.get("stack_trace") or "") if not re.search(r"/(torch|snngraph)/", f[0])]
+    frames = frames or _FRAME.findall(node.meta.get("stack_trace") or "")
+    if frames:
+        meta["source"] = f"{frames[-1][0]}:{frames[-1][1]}"
+    return meta
+
+
+def _free_the_batch(raw: _Raw, other: _Raw, batch: int) -> None:
+    """Writes ``-1`` wherever the two graphs differ.
+
+    Raises:
+        _FixedBatch: they differ in something else.
+    """
+    nodes, others = list(raw[0].nodes), list(other[0].nodes)
+    if [n.target for n in nodes if n.op != "get_attr"] != [n.target for n in others if n.op != "get_attr"]:
+        raise _FixedBatch("the model runs other operators at another batch size")
+    for a, b in zip(nodes, others, strict=True):
+        if a.op == "get_attr" and not _equal_tensor(raw[1][str(a.target)], other[1][str(b.target)]):
+            raise _FixedBatch(f"the constant {a.target} depends on the batch size")
+        if a.op == "call_function":
+            a.args = tuple(_merge(a, k, x, y) for k, (x, y) in enumerate(zip(a.args, b.args, strict=True)))
+            if any(not isinstance(x, fx.Node) and x != b.kwargs[k] for k, x in a.kwargs.items()):
+                raise _FixedBatch(f"{a.target} has an argument that depends on the batch size{_at(a)}")
+
+
+def _equal_tensor(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+
+
+def _merge(node: fx.Node, position: int, a: Any, b: Any) -> Any:
+    if isinstance(a, fx.Node) or a == b or (a != a and b != b):
+        return a
+    if isinstance(a, tuple | list) and len(a) == len(b) and any(isinstance(x, fx.Node) for x in a):
+        return a
+    if position == 1 and is_op(node, aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+        return _minus_one(node, a, b)
+    if position == 1 and is_op(node, aten.expand.default):
+        shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+        lead = len(a) - len(shape)
+        differing = [d for d, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+        if all(d >= lead and shape[d - lead] == a[d] for d in differing):
+            return [-1 if d in differing else x for d, x in enumerate(a)]
+    if position == 0 and is_op(node, *_CREATION) and all(is_op(u, *_BROADCASTING, LIF_STEP) for u in node.users):
+        return [1 if x != y else x for x, y in zip(a, b, strict=True)]  # a constant state per sample: it broadcasts
+    if position in (2, 3) and is_op(node, aten.slice.Tensor):
+        size = node.args[0].meta["val"].shape[node.args[1] if len(node.args) > 1 else 0]  # type: ignore[union-attr,index]
+        if position == 3 and a == size:
+            return torch.iinfo(torch.int64).max
+    raise _FixedBatch(f"{node.target} has an argument that depends on the batch size, {a} and {b}{_at(node)}")
+
+
+def _minus_one(node: fx.Node, a: Sequence[int], b: Sequence[int]) -> list[int]:
+    differing = [d for d, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
+    if len(differing) > 1:
+        raise _FixedBatch(f"a reshape puts the batch into several dimensions, {list(a)}{_at(node)}")
+    return [-1 if d in differing else x for d, x in enumerate(a)]
+
+
+def _at(node: fx.Node) -> str:
+    path, source = node.meta.get("module_path"), node.meta.get("source")
+    return (f", in module {path!r}" if path else "") + (f", {source}" if source else "")
+
+
+def _name_neurons(graph: fx.Graph) -> None:
+    """Names every layer of neurons after its module; the steps of one chain share a name, and a second use gets ``#2``."""
+    used: dict[str, int] = {}
+    for node in graph.nodes:
+        if not is_op(node, LIF, LIF_STEP):
+            continue
+        state = arguments(node)["v"]
+        if is_op(node, LIF_STEP) and is_op(state, operator.getitem) and is_op(state.args[0], LIF_STEP):
+            node.meta["neuron"] = state.args[0].meta["neuron"]
+            continue
+        base = node.meta.get("module_path") or "neuron"
+        used[base] = used.get(base, 0) + 1
+        node.meta["neuron"] = base if used[base] == 1 else f"{base}#{used[base]}"

@@ -1,0 +1,180 @@
+"""Which axis of the input is time and which the batch, found by running the model and watching its neurons.
+
+A neuron over a sequence sees ``[T, N, ...]``: its first axis is the number of steps. The batch is the input axis whose doubling doubles
+the neurons' second axis and leaves their first alone. The other of the first two axes is time if it has ``T`` entries and if the first
+neuron's input at step 0 does not depend on the last of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from snngraph.errors import ForwardFailedError, TimeAxisError
+from snngraph.graph import LIF, LIF_STEP
+
+__all__ = ["Axes", "infer_axes"]
+
+Runner = Callable[[Sequence[Tensor]], list[Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Axes:
+    """The axes of the inputs: number of steps, time axis and batch axis (one for all inputs), batch size of the example."""
+
+    steps: int
+    time_dim: int | None
+    batch_dim: int | None
+    batch: int | None
+
+    def resized(self, inputs: Sequence[Tensor], batch: int) -> list[Tensor]:
+        """The inputs at another batch size: samples left out, or repeated in turn."""
+        if self.batch_dim is None:
+            return list(inputs)
+        return [x.index_select(self.batch_dim, torch.arange(batch) % x.shape[self.batch_dim]) for x in inputs]
+
+
+class _Watcher(TorchDispatchMode):
+    """Records the inputs of all neuron operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sequences: list[Tensor] = []
+        self.steps: list[Tensor] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is LIF:
+            self.sequences.append(args[0])
+        elif func is LIF_STEP:
+            self.steps.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+def _watch(runner: Runner, inputs: Sequence[Tensor]) -> _Watcher | None:
+    watcher = _Watcher()
+    try:
+        with watcher:
+            runner(inputs)
+    except ForwardFailedError:
+        return None
+    return watcher
+
+
+def infer_axes(
+    runner: Runner,
+    inputs: Sequence[Tensor],
+    *,
+    time_dim: int | None | str,
+    batch_dim: int | None,
+    time_steps: int | None,
+) -> Axes:
+    """Finds the axes; what is given is checked, not inferred.
+
+    Args:
+        runner: runs the model from its reset state.
+        inputs: the example.
+        time_dim: the time axis, ``None`` for a static input, ``"auto"`` to infer it.
+        batch_dim: the batch axis, ``None`` to infer it.
+        time_steps: the number of steps of a model that is called step by step.
+
+    Raises:
+        TimeAxisError: no neuron was seen, neurons disagree on the number of steps, or the axes can not be told apart.
+    """
+    watcher = _watch(runner, inputs)
+    assert watcher is not None
+    steps = _steps(watcher, inputs, time_dim, time_steps)
+    for k, x in enumerate(inputs):
+        if isinstance(time_dim, int) and (x.dim() <= time_dim or x.shape[time_dim] != steps):
+            raise TimeAxisError(f"time_dim={time_dim}, but the neurons run over {steps} steps and example input {k} has shape {list(x.shape)}")
+    if batch_dim is None:
+        candidates = [a for a in (0, 1) if a != time_dim and all(x.dim() > a for x in inputs)]
+        batch_dim = next((a for a in candidates if _is_batch(runner, inputs, a, watcher)), None)
+        if batch_dim is None and isinstance(time_dim, int):
+            batch_dim = _by_size(watcher, inputs, candidates)
+    if time_dim == "auto":
+        time_dim = _time_dim(runner, inputs, steps, batch_dim, watcher)
+    assert not isinstance(time_dim, str)
+    batch = None if batch_dim is None else inputs[0].shape[batch_dim]
+    return Axes(steps, time_dim, batch_dim, batch)
+
+
+def _steps(watcher: _Watcher, inputs: Sequence[Tensor], time_dim: int | None | str, time_steps: int | None) -> int:
+    if time_steps is not None:
+        return time_steps
+    lengths = {x.shape[0] for x in watcher.sequences}
+    if len(lengths) > 1:
+        raise TimeAxisError(f"the model's neurons run over different numbers of steps: {sorted(lengths)}")
+    if lengths:
+        return lengths.pop()
+    if isinstance(time_dim, int):
+        return inputs[0].shape[time_dim]
+    if watcher.steps:
+        raise TimeAxisError(
+            "the neurons are in step mode, so the model either takes one step (give time_steps=) or loops over time itself (give time_dim=)"
+        )
+    raise TimeAxisError("no spiking neuron was seen while the model ran: nothing tells which axis is time; give time_dim=")
+
+
+def _neuron_batch(watcher: _Watcher) -> tuple[int, int, int]:
+    """Number of neuron calls, steps and batch size of the first neuron."""
+    calls = len(watcher.sequences) + len(watcher.steps)
+    if watcher.sequences:
+        first = watcher.sequences[0]
+        return calls, first.shape[0], first.shape[1] if first.dim() > 1 else 0
+    first = watcher.steps[0] if watcher.steps else torch.empty(0)
+    return calls, 0, first.shape[0] if first.dim() else 0
+
+
+def _is_batch(runner: Runner, inputs: Sequence[Tensor], axis: int, before: _Watcher) -> bool:
+    after = _watch(runner, [torch.cat([x, x], axis) for x in inputs])
+    if after is None:
+        return False
+    calls, steps, batch = _neuron_batch(before)
+    return _neuron_batch(after) == (calls, steps, 2 * batch)
+
+
+def _by_size(watcher: _Watcher, inputs: Sequence[Tensor], candidates: Sequence[int]) -> int | None:
+    batch = _neuron_batch(watcher)[2]
+    return next((a for a in candidates if inputs[0].shape[a] == batch), None)
+
+
+def _time_dim(runner: Runner, inputs: Sequence[Tensor], steps: int, batch_dim: int | None, watcher: _Watcher) -> int | None:
+    rest = [a for a in (0, 1) if a != batch_dim and all(x.dim() > a and x.shape[a] == steps for x in inputs)]
+    if not rest:
+        return None
+    if batch_dim == 1 or not watcher.sequences:
+        return rest[0]
+    dependence = {a: _dependence(runner, inputs, a, steps, watcher) for a in rest}
+    if steps > 1 and "follows" in dependence.values():
+        return next(a for a, d in dependence.items() if d == "follows")
+    if steps > 1 and set(dependence.values()) == {"static"}:
+        return None
+    shapes = ", ".join(str(list(x.shape)) for x in inputs)
+    raise TimeAxisError(
+        f"the neurons run over {steps} steps; which axis of the example {shapes} is time can not be told: give time_dim=0, 1 or None"
+    )
+
+
+def _dependence(runner: Runner, inputs: Sequence[Tensor], axis: int, steps: int, before: _Watcher) -> str:
+    """How the first neuron's input depends on the last entry along ``axis``.
+
+    ``"follows"``: it changes at the last step and not at step 0. ``"static"``: it changes alike at all steps, as when a channel of a
+    repeated image changes. ``"mixed"``: neither.
+    """
+    changed = []
+    for x in inputs:
+        y = x.clone()
+        y.select(axis, steps - 1).add_(1.0)
+        changed.append(y)
+    after = _watch(runner, changed)
+    if after is None:
+        return "mixed"
+    difference = after.sequences[0] - before.sequences[0]
+    if not difference[0].any() and difference[-1].any():
+        return "follows"
+    return "static" if all(torch.equal(d, difference[0]) for d in difference) else "mixed"

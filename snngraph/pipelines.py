@@ -1,0 +1,37 @@
+"""The only place where the order of passes is written."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from snngraph.passes.base import Pipeline
+from snngraph.passes.canonicalize import Canonicalize
+from snngraph.passes.eliminate_dead import EliminateDead
+from snngraph.passes.flatten_time import FlattenTime
+from snngraph.passes.fold_batch_norm import FoldBatchNorm
+from snngraph.passes.hoist_static import HoistStatic
+from snngraph.passes.merge_time import MergeTime
+
+__all__ = ["capture", "default"]
+
+
+def capture() -> Pipeline:
+    """What every captured graph goes through: one spelling, time merged."""
+    return Pipeline((Canonicalize(), MergeTime(), Canonicalize(), EliminateDead()), title="capture")
+
+
+def default(target: str = "openvino", precision: Literal["fp32"] | str = "fp32") -> Pipeline:
+    """What ``snngraph.optimize`` runs for a target and precision."""
+    return Pipeline(
+        (
+            Canonicalize(),
+            MergeTime(),  # a no-op on a captured graph; graphs also come from text and from outside passes
+            Canonicalize(),
+            HoistStatic(),
+            FoldBatchNorm(),
+            FlattenTime(),
+            Canonicalize(),
+            EliminateDead(),
+        ),
+        title=f"default({target}, {precision})",
+    )
