@@ -31,7 +31,7 @@ from snngraph.errors import (
 from snngraph.runtime.manifest import Manifest, check_schema, manifest_hash, parse_json
 from snngraph.runtime.onnx_check import check_onnx
 
-__all__ = ["MAX_MANIFEST_BYTES", "MAX_MODEL_BYTES", "check_destination", "read", "write"]
+__all__ = ["MAX_MANIFEST_BYTES", "MAX_MODEL_BYTES", "check_destination", "read", "write", "write_bytes"]
 
 MANIFEST: Final = "manifest.json"
 MODEL: Final = "model.onnx"
@@ -111,19 +111,35 @@ def write(path: str | os.PathLike[str], manifest: Manifest, model: bytes, force:
         raise ArtifactWriteError(
             f"the network is too large: manifest {len(text)} bytes, model {len(model)} bytes; limits {_LIMITS}"
         )
+    with _write_errors(path), _replacing(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in ((MANIFEST, text), (MODEL, model)):
+            info = zipfile.ZipInfo(name, _ZIP_DATE)
+            info.create_system = 3  # Unix, whatever the machine is
+            info.external_attr = (stat.S_IFREG | 0o644) << 16
+            archive.writestr(info, content)
+    return replace(manifest, hashes=tree["hashes"])
+
+
+def write_bytes(path: str | os.PathLike[str], content: bytes, force: bool = False) -> None:
+    """Writes any file the way ``write`` writes a ``.snn`` file: whole or not at all.
+
+    Raises:
+        ArtifactExistsError: the file exists and ``force`` is not given.
+        ArtifactWriteError: no folder, no permission, no room on the disk.
+    """
+    with _write_errors(path), _replacing(check_destination(path, force)) as file:
+        file.write(content)
+
+
+@contextlib.contextmanager
+def _write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
-        with _replacing(target) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, content in ((MANIFEST, text), (MODEL, model)):
-                info = zipfile.ZipInfo(name, _ZIP_DATE)
-                info.create_system = 3  # Unix, whatever the machine is
-                info.external_attr = (stat.S_IFREG | 0o644) << 16
-                archive.writestr(info, content)
+        yield
     except OSError as error:
         raise ArtifactWriteError(
             f"could not write {os.fspath(path)!r}: {error.strerror or error}; nothing was changed there. "
             "Check the free space and the permissions of the folder"
         ) from error
-    return replace(manifest, hashes=tree["hashes"])
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ import openvino
 
 from snngraph.errors import BackendError
 from snngraph.runtime.backend import Backend, BackendOptions, usable_cores
+from snngraph.runtime.onnx_check import check_onnx
 from snngraph.types import Precision
 
 if TYPE_CHECKING:
@@ -45,7 +46,8 @@ class OpenVINOBackend(Backend):
             mode = os.environ.get(variable, "STRICT")
             if mode.upper() not in ("", "STRICT"):
                 raise BackendError(f"the environment variable {variable}={mode} makes OpenVINO compute below float32; unset it")
-        cores, threads = usable_cores(), options.threads or usable_cores()
+        cores = usable_cores()
+        threads = options.threads or cores
         wanted = {
             **_NUMERICS,
             "PERFORMANCE_HINT": "LATENCY",
@@ -59,26 +61,33 @@ class OpenVINOBackend(Backend):
         core = openvino.Core()
         try:
             known = set(core.get_property("CPU", "SUPPORTED_PROPERTIES"))
-            self.settings = {key: value for key, value in wanted.items() if key in known}  # some exist on x86 alone
+            # Some exist on x86 alone; the precision is asked for in any case, so that a plugin without it fails.
+            self.settings = {key: value for key, value in wanted.items() if key in known or key == "INFERENCE_PRECISION_HINT"}
             self._compiled = core.compile_model(core.read_model(model, b""), "CPU", dict(self.settings))
             self._request = self._compiled.create_infer_request()
         except Exception as error:
             raise BackendError(f"OpenVINO {openvino.__version__} could not compile the model: {error}") from error
         self._device = str(core.get_property("CPU", "FULL_DEVICE_NAME"))
-        for key, value in _NUMERICS.items():
-            if (key in known or key == "INFERENCE_PRECISION_HINT") and (found := self._property(key)) != value:
+        # By name: OpenVINO drops an input that nothing uses, and then counts the others anew.
+        interface = check_onnx(model)
+        inputs, outputs = _ports(self._compiled.inputs), _ports(self._compiled.outputs)
+        self._inputs = [inputs.get(name) for name in interface.inputs]
+        self._outputs = [outputs[name] for name in interface.outputs]
+        for key in self.settings.keys() & _NUMERICS.keys():
+            if (found := self._property(key)) != (value := _NUMERICS[key]):
                 raise BackendError(f"OpenVINO {openvino.__version__} was asked for {key}={value} but compiled with {found}")
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
         """Binds the arrays as they lie in memory (a read-only one is copied) and copies the results out of the request."""
         try:
             # Bound one by one: ``infer(inputs)`` does the same, but takes five times as long as a small network.
-            for i, array in enumerate(inputs):
-                self._request.set_input_tensor(i, openvino.Tensor(array, shared_memory=array.flags.writeable))
-            results: list[Array] = list(self._request.infer(share_outputs=False).to_tuple())
+            for port, array in zip(self._inputs, inputs, strict=True):
+                if port is not None:
+                    self._request.set_input_tensor(port, openvino.Tensor(array, shared_memory=array.flags.writeable))
+            results = self._request.infer(share_outputs=False).to_tuple()
         except Exception as error:
             raise BackendError(f"OpenVINO failed to run the network: {error}") from error
-        return results
+        return [results[port] for port in self._outputs]
 
     def properties(self) -> dict[str, Any]:
         """What the compiled model says about itself."""
@@ -101,3 +110,8 @@ class OpenVINOBackend(Backend):
         if isinstance(value, bool):
             return "YES" if value else "NO"
         return value.to_string() if isinstance(value, openvino.Type) else str(value).rpartition("Mode.")[2]
+
+
+def _ports(ports: Sequence[Any]) -> dict[str, int]:
+    """Tensor name -> the number of its port."""
+    return {name: i for i, port in enumerate(ports) for name in port.get_names()}

@@ -55,8 +55,8 @@ def reference(x: Floats) -> tuple[Floats, list[Floats]]:
     return current.mean(axis=0).astype(np.float32), layers
 
 
-def lif_model(batch: int | None = 1, membrane_output: bool = False) -> bytes:
-    """Two layers of LIF neurons unrolled over T steps; ``batch`` None is free. Optionally the spikes of layer 1 are an output too."""
+def lif_model(batch: int | None = 1, spikes_output: bool = False) -> bytes:
+    """Two layers of LIF neurons unrolled over T steps; ``batch`` None is free. The spikes of layer 1 may be an output too."""
     nodes: list[NodeProto] = []
     constants: dict[str, NDArray[Any]] = {
         "flat": np.array([-1, int(np.prod(SAMPLE))]),
@@ -87,7 +87,7 @@ def lif_model(batch: int | None = 1, membrane_output: bool = False) -> bytes:
         current = op("Concat", spikes, f"s{layer}", axis=0)
     op("ReduceMean", [op("Reshape", [current, "by_time"], "s_by_time"), "time"], "y", keepdims=0)
     outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [batch or "N", CLASSES])]
-    if membrane_output:
+    if spikes_output:
         op("Identity", ["s1"], "spikes")
         outputs.append(helper.make_tensor_value_info("spikes", TensorProto.FLOAT, [None, HIDDEN]))
     graph = helper.make_graph(
@@ -105,7 +105,8 @@ def model_of(graph: Any, domains: Sequence[tuple[str, int]] = (("", 20),), **fie
 
 
 def serialize(graph: Any, **fields: Any) -> bytes:
-    return model_of(graph, **fields).SerializeToString()
+    data: bytes = model_of(graph, **fields).SerializeToString()
+    return data
 
 
 def manifest(target: str = "openvino", batch: int | None = 1, **changes: Any) -> Manifest:

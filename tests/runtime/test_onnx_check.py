@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 
 import numpy as np
@@ -29,12 +30,14 @@ def value(name: str) -> onnx.ValueInfoProto:
 
 
 def graph(*nodes: onnx.NodeProto, initializer: tuple[TensorProto, ...] = (), **fields: object) -> GraphProto:
-    return helper.make_graph(list(nodes) or [helper.make_node("Relu", ["x"], ["y"])], "g", [value("x")], [value("y")], initializer)
+    return helper.make_graph(
+        list(nodes) or [helper.make_node("Relu", ["x"], ["y"])], "g", [value("x")], [value("y")], initializer
+    )
 
 
 def test_a_good_model_and_its_interface() -> None:
     assert check_onnx(lif_model()) == OnnxInterface(("x",), ("y",))
-    assert check_onnx(lif_model(None, membrane_output=True)) == OnnxInterface(("x",), ("y", "spikes"))
+    assert check_onnx(lif_model(None, spikes_output=True)) == OnnxInterface(("x",), ("y", "spikes"))
 
 
 def test_an_initializer_that_is_listed_as_input_is_none() -> None:
@@ -193,7 +196,7 @@ def test_what_is_no_model_is_refused(data: bytes, message: str) -> None:
 GOOD = lif_model()
 
 
-@settings(max_examples=300)
+@settings(max_examples=200, deadline=None)
 @given(position=st.integers(0, len(GOOD) - 1), content=st.binary(min_size=1, max_size=4))
 @example(position=0, content=b"\x08")
 def test_damaged_models_never_crash_the_walk(position: int, content: bytes) -> None:
@@ -211,9 +214,8 @@ def test_damaged_models_never_crash_the_walk(position: int, content: bytes) -> N
     assert not any(tensor.data_location or tensor.external_data for tensor in parsed.graph.initializer)
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(data: bytes) -> None:
-    try:
+    with contextlib.suppress(ArtifactError):
         check_onnx(data)
-    except ArtifactError:
-        pass
