@@ -130,9 +130,15 @@ class _Merger:
         steps = {self.step_of[n] for n in node.all_input_nodes} - {_STATIC}
         if not steps:
             return _STATIC, None
+        if is_op(node, aten.stack.default, aten.cat.default) and self._is_whole_stack(node.args[0]):  # type: ignore[arg-type]
+            return _STATIC, None
         if _MIXED in steps or len(steps) > 1:
             return _MIXED, None
         return steps.pop(), self._structure(node)
+
+    def _is_whole_stack(self, parts: list[fx.Node]) -> bool:
+        """Whether these are the T steps of one value, in order: what stacks them does not belong to a step."""
+        return [self.step_of[p] for p in parts] == list(range(self.steps)) and len({self.key_of[p] for p in parts}) == 1
 
     def _is_time(self, source: fx.Node, dim: int) -> bool:
         """An input's time axis, or the leading axis of what an operator made of ``[T, N, ...]``."""

@@ -1,0 +1,219 @@
+"""The public functions that turn a graph into an engine; :func:`snngraph.trace` and :func:`snngraph.load` stand elsewhere."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import platform
+from collections.abc import Callable, Iterable
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import torch
+
+import snngraph
+from snngraph import pipelines
+from snngraph.errors import EngineModeError, PrecisionNotAvailableError, UnknownPrecisionError
+from snngraph.frontends.capture import trace
+from snngraph.graph import SpikingGraph
+from snngraph.lowering.onnx import lower
+from snngraph.lowering.taps import add_outputs
+from snngraph.passes import registry
+from snngraph.passes.base import Pass
+from snngraph.runtime import artifact
+from snngraph.runtime.backends import backend_class
+from snngraph.runtime.engine import Engine
+from snngraph.runtime.manifest import Manifest
+from snngraph.types import Mode, NeuronLayer, Precision, TensorSpec
+from snngraph.verification import verify_engine as verify
+
+if TYPE_CHECKING:
+    from torch import nn
+
+__all__ = ["build", "convert", "export_onnx", "optimize", "verify"]
+
+DEFAULT_TARGET = "openvino"
+DEFAULT_PRECISION: Precision = "fp32"
+BatchSize = int | Literal["dynamic"] | None
+
+
+def optimize(
+    graph: SpikingGraph,
+    target: str = DEFAULT_TARGET,
+    precision: str | None = None,
+    *,
+    passes: Iterable[str | Pass] | None = None,
+) -> SpikingGraph:
+    """Rewrites a graph for an engine.
+
+    Args:
+        graph: as :func:`snngraph.trace` gives it; it is not changed.
+        target: the engine target.
+        precision: ``"fp32"`` (the default).
+        passes: a pipeline of your own instead of the default: passes, their names, or names with options.
+
+    Raises:
+        UnknownTargetError, TargetNotInstalledError, UnknownPrecisionError, PrecisionNotAvailableError: see :func:`build`.
+        UnknownPassError: no pass has that name.
+        PassError: a pass failed or refused; the message carries the graph it was given.
+    """
+    chosen = _precision(precision)
+    backend_class(target)
+    pipeline = pipelines.default(target, chosen) if passes is None else registry.pipeline(passes)
+    return pipeline(graph).graph
+
+
+def build(
+    graph: SpikingGraph,
+    target: str = DEFAULT_TARGET,
+    precision: str | None = None,
+    mode: str = "sequence",
+    *,
+    batch_size: BatchSize = None,
+    threads: int | None = None,
+    taps: bool = False,
+) -> Engine:
+    """Lowers a graph to ONNX and compiles it.
+
+    Args:
+        graph: usually an optimized one.
+        target: ``"openvino"``, ``"onnxruntime"``, or a target of an outside package; see :func:`snngraph.targets`.
+        precision: ``"fp32"`` (the default); ``"exact"``, ``"fp16"`` and ``"int8"`` are not available yet.
+        mode: ``"sequence"``: a call takes all time steps; ``"step"`` is not available yet.
+        batch_size: a number, or ``"dynamic"`` for any; the example's unless given.
+        threads: number of threads; all usable cores unless given.
+        taps: the engine also returns the spikes of every neuron layer, ``[T*N, ...]`` time-major, after the model's outputs.
+
+    Raises:
+        UnknownTargetError: no such target.
+        TargetNotInstalledError: its library is missing; the message names the extra.
+        UnknownPrecisionError: no such precision.
+        PrecisionNotAvailableError: the precision is not available yet.
+        EngineModeError: no such mode, or not available yet.
+        LoweringError: the graph can not be lowered (an operator without translation, a batch that can not be free).
+        BackendError: the engine library failed.
+    """
+    chosen = _precision(precision)
+    _require_mode(mode)
+    backend_class(target)
+    lowered = lower(graph, batch=graph.facts.example_batch if batch_size is None else batch_size)
+    outputs = lowered.outputs
+    if taps:
+        add_outputs(lowered.model, [layer.spikes for layer in lowered.layers])
+        outputs = (*outputs, *(_tap_spec(layer, graph.time.steps, lowered.inputs) for layer in lowered.layers))
+    manifest = Manifest(
+        snngraph_version=snngraph.__version__,
+        name=graph.name,
+        target=target,
+        precision=chosen,
+        mode=cast(Mode, mode),
+        time_steps=graph.time.steps,
+        inputs=lowered.inputs,
+        outputs=outputs,
+        layers=lowered.layers,
+        passes=graph.history,
+        versions=_versions(target),
+    )
+    return Engine(manifest, lowered.model.SerializeToString(deterministic=True), threads=threads)
+
+
+def convert(
+    model: nn.Module,
+    example: Any,
+    *,
+    target: str = DEFAULT_TARGET,
+    precision: str | None = None,
+    mode: str = "sequence",
+    path: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    passes: Iterable[str | Pass] | None = None,
+    batch_size: BatchSize = None,
+    threads: int | None = None,
+    taps: bool = False,
+    progress: Callable[[str], object] | None = None,
+    **trace_kwargs: Any,
+) -> Engine:
+    """Captures, optimizes and builds in one call.
+
+    Args:
+        model: in evaluation mode; see :func:`snngraph.trace`, which takes ``trace_kwargs``.
+        example: an example input.
+        target: see :func:`build`, also for ``precision``, ``mode``, ``batch_size``, ``threads`` and ``taps``.
+        path: where to save the engine, if at all.
+        force: overwrite a file at ``path``.
+        passes: see :func:`optimize`.
+        progress: called with the name of every stage as it begins.
+
+    Raises:
+        SnnGraphError: whatever :func:`snngraph.trace`, :func:`optimize`, :func:`build` and ``Engine.save`` raise. What can be known
+            beforehand (target, precision, mode, an existing file) is checked before any work.
+    """
+    _precision(precision)
+    _require_mode(mode)
+    backend_class(target)
+    if path is not None:
+        artifact.check_destination(path, force)
+    tell = progress or (lambda _: None)
+    tell("capture")
+    graph = trace(model, example, **trace_kwargs)
+    tell("optimize")
+    graph = optimize(graph, target, precision, passes=passes)
+    tell("build")
+    engine = build(graph, target, precision, mode, batch_size=batch_size, threads=threads, taps=taps)
+    if path is not None:
+        tell("save")
+        engine.save(path, force=force)
+    return engine
+
+
+def export_onnx(graph: SpikingGraph, path: str | os.PathLike[str], *, batch_size: BatchSize = None, force: bool = False) -> None:
+    """Writes the lowered model alone, for any other runtime: standard operators, opset 20, float32.
+
+    Raises:
+        ArtifactExistsError: the file exists and ``force`` is not given.
+        LoweringError: the graph can not be lowered.
+        ArtifactWriteError: writing failed; what stood there before is untouched.
+    """
+    artifact.check_destination(path, force)
+    lowered = lower(graph, batch=graph.facts.example_batch if batch_size is None else batch_size)
+    artifact.write_bytes(path, lowered.model.SerializeToString(deterministic=True), force)
+
+
+def _precision(precision: str | None) -> Precision:
+    if precision is None:
+        return DEFAULT_PRECISION
+    known = get_args(Precision)
+    if precision not in known:
+        near = difflib.get_close_matches(precision, known, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UnknownPrecisionError(f"no precision is named {precision!r}{hint} Known: {', '.join(known)}")
+    if precision == "exact":
+        raise PrecisionNotAvailableError(
+            "precision 'exact' is not available yet: it needs integer synapses, which this version does not have; use precision='fp32'"
+        )
+    if precision != "fp32":
+        raise PrecisionNotAvailableError(f"precision {precision!r} is not available yet; use precision='fp32'")
+    return precision
+
+
+def _require_mode(mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise EngineModeError(f"no mode is named {mode!r}: expected 'sequence' or 'step'")
+    if mode == "step":
+        raise EngineModeError("mode 'step' is not available yet: this version builds engines that take the whole sequence; use mode='sequence'")
+
+
+def _tap_spec(layer: NeuronLayer, steps: int, inputs: tuple[TensorSpec, ...]) -> TensorSpec:
+    spec = inputs[0]
+    batch = 1 if spec.batch_dim is None else spec.shape[spec.batch_dim]
+    return TensorSpec(layer.spikes, (None if batch is None else steps * batch, *layer.shape), "float32", None, 0)
+
+
+def _versions(target: str) -> dict[str, str]:
+    found = {"python": platform.python_version(), "torch": torch.__version__}
+    for name in ("numpy", "onnx", target):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
