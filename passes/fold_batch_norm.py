@@ -109,9 +109,10 @@ def _into_layer(edit: Rewriter, norm: fx.Node) -> str | None:
     a, b = found
     along = 1 if transposed else 0
     shape = [-1 if d == along else 1 for d in range(weight.dim())]
+    name = str(layer.args[1].target)  # type: ignore[union-attr]
     with edit.graph.graph.inserting_before(layer):
-        new_weight = edit.graph.add_tensor(f"{layer.args[1].target}_folded", weight.double() * a.view(shape))  # type: ignore[union-attr]
-        new_bias = edit.graph.add_tensor(f"{norm.name}_bias", b if bias is None else bias.double() * a + b)
+        new_weight = edit.graph.add_tensor(f"{name}_folded", weight.double() * a.view(shape))
+        new_bias = edit.graph.add_tensor(f"{name.removesuffix('weight')}bias_folded", b if bias is None else bias.double() * a + b)
     layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
     output.replace_all_uses_with(norm.args[0])  # type: ignore[arg-type]
     edit.did(norm, f"folded into {layer.name}")

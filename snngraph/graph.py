@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils import _pytree as pytree
 
 from snngraph import ops
 from snngraph.errors import GraphError
@@ -198,7 +199,7 @@ class SpikingGraph:
     @property
     def output_nodes(self) -> tuple[fx.Node, ...]:
         """The nodes whose values the graph returns."""
-        return tuple(self.graph.output_node().all_input_nodes)
+        return tuple(a for a in pytree.tree_leaves(self.graph.output_node().args) if isinstance(a, fx.Node))
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snngraph.errors import ForwardFailedError, TimeAxisError
@@ -56,6 +57,7 @@ class _Watcher(TorchDispatchMode):
 
 
 def _watch(runner: Runner, inputs: Sequence[Tensor]) -> _Watcher | None:
+    """What the neurons see on ``inputs``; ``None`` when the model does not take them."""
     watcher = _Watcher()
     try:
         with watcher:
@@ -63,6 +65,27 @@ def _watch(runner: Runner, inputs: Sequence[Tensor]) -> _Watcher | None:
     except ForwardFailedError:
         return None
     return watcher
+
+
+class _Shapes:
+    """Watches the shapes alone, without computing, where the model allows it; a network can take seconds for one real run."""
+
+    def __init__(self, runner: Runner, inputs: Sequence[Tensor]) -> None:
+        self.runner = runner
+        self.fake = True
+        watcher = self.watch(inputs)
+        if watcher is None:
+            self.fake = False  # it branches on data, or calls something that knows no fake tensors
+            watcher = _watch(runner, inputs)
+        assert watcher is not None
+        self.example = watcher
+
+    def watch(self, inputs: Sequence[Tensor]) -> _Watcher | None:
+        if not self.fake:
+            return _watch(self.runner, inputs)
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with mode:
+            return _watch(self.runner, [mode.from_tensor(x) for x in inputs])
 
 
 def infer_axes(
@@ -85,19 +108,19 @@ def infer_axes(
     Raises:
         TimeAxisError: no neuron was seen, neurons disagree on the number of steps, or the axes can not be told apart.
     """
-    watcher = _watch(runner, inputs)
-    assert watcher is not None
+    shapes = _Shapes(runner, inputs)
+    watcher = shapes.example
     steps = _steps(watcher, inputs, time_dim, time_steps)
     for k, x in enumerate(inputs):
         if isinstance(time_dim, int) and (x.dim() <= time_dim or x.shape[time_dim] != steps):
             raise TimeAxisError(f"time_dim={time_dim}, but the neurons run over {steps} steps and example input {k} has shape {list(x.shape)}")
     if batch_dim is None:
         candidates = [a for a in (0, 1) if a != time_dim and all(x.dim() > a for x in inputs)]
-        batch_dim = next((a for a in candidates if _is_batch(runner, inputs, a, watcher)), None)
+        batch_dim = next((a for a in candidates if _is_batch(shapes, inputs, a)), None)
         if batch_dim is None and isinstance(time_dim, int):
             batch_dim = _by_size(watcher, inputs, candidates)
     if time_dim == "auto":
-        time_dim = _time_dim(runner, inputs, steps, batch_dim, watcher)
+        time_dim = _time_dim(runner, inputs, steps, batch_dim)
     assert not isinstance(time_dim, str)
     batch = None if batch_dim is None else inputs[0].shape[batch_dim]
     return Axes(steps, time_dim, batch_dim, batch)
@@ -130,11 +153,11 @@ def _neuron_batch(watcher: _Watcher) -> tuple[int, int, int]:
     return calls, 0, first.shape[0] if first.dim() else 0
 
 
-def _is_batch(runner: Runner, inputs: Sequence[Tensor], axis: int, before: _Watcher) -> bool:
-    after = _watch(runner, [torch.cat([x, x], axis) for x in inputs])
+def _is_batch(shapes: _Shapes, inputs: Sequence[Tensor], axis: int) -> bool:
+    after = shapes.watch([torch.cat([x, x], axis) for x in inputs])
     if after is None:
         return False
-    calls, steps, batch = _neuron_batch(before)
+    calls, steps, batch = _neuron_batch(shapes.example)
     return _neuron_batch(after) == (calls, steps, 2 * batch)
 
 
@@ -143,11 +166,14 @@ def _by_size(watcher: _Watcher, inputs: Sequence[Tensor], candidates: Sequence[i
     return next((a for a in candidates if inputs[0].shape[a] == batch), None)
 
 
-def _time_dim(runner: Runner, inputs: Sequence[Tensor], steps: int, batch_dim: int | None, watcher: _Watcher) -> int | None:
+def _time_dim(runner: Runner, inputs: Sequence[Tensor], steps: int, batch_dim: int | None) -> int | None:
     rest = [a for a in (0, 1) if a != batch_dim and all(x.dim() > a and x.shape[a] == steps for x in inputs)]
     if not rest:
         return None
-    if batch_dim == 1 or not watcher.sequences:
+    if batch_dim == 1:
+        return rest[0]
+    watcher = _watch(runner, inputs)
+    if watcher is None or not watcher.sequences:
         return rest[0]
     dependence = {a: _dependence(runner, inputs, a, steps, watcher) for a in rest}
     if steps > 1 and "follows" in dependence.values():
