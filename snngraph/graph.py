@@ -69,6 +69,18 @@ class NeuronLayerInfo:
     shape: tuple[int, ...]
 
     @property
+    def live_nodes(self) -> set[fx.Node]:
+        """The nodes that some output depends on."""
+        found: set[fx.Node] = set()
+        stack = [self.graph.output_node()]
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                stack.extend(node.all_input_nodes)
+        return found
+
+    @property
     def neurons(self) -> int:
         """The number of neurons of one sample."""
         return int(torch.Size(self.shape).numel())
@@ -104,13 +116,14 @@ class SpikingGraph:
         facts: everything else that is known.
     """
 
-    def __init__(self, graph: fx.Graph, tensors: Mapping[str, Tensor], facts: Facts) -> None:
+    def __init__(self, graph: fx.Graph, tensors: Mapping[str, Tensor], facts: Facts, *, inferred: bool = False) -> None:
         used = {str(node.target) for node in graph.nodes if node.op == "get_attr"}
         self.module = fx.GraphModule({k: t for k, t in tensors.items() if k in used}, graph, class_name="SpikingModule")
         self.module.register_forward_pre_hook(self._cast_inputs)
         self.facts = facts
         self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.infer()
+        if not inferred:
+            self.infer()
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
@@ -204,7 +217,19 @@ class SpikingGraph:
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The outputs; time and batch axes are those that carry ``T`` steps and the batch."""
-        return self._outputs
+        return _output_specs(self)
+
+    @property
+    def live_nodes(self) -> set[fx.Node]:
+        """The nodes that some output depends on."""
+        found: set[fx.Node] = set()
+        stack = [self.graph.output_node()]
+        while stack:
+            node = stack.pop()
+            if node not in found:
+                found.add(node)
+                stack.extend(node.all_input_nodes)
+        return found
 
     @property
     def neurons(self) -> tuple[NeuronLayerInfo, ...]:
@@ -264,7 +289,7 @@ class SpikingGraph:
 
     def copy(self) -> SpikingGraph:
         """A copy to edit: its own nodes, the same tensors."""
-        return self._derived(self._copy_of_graph(), self.tensors())
+        return SpikingGraph(self._copy_of_graph(), self.tensors(), self.facts, inferred=True)
 
     def with_history(self, entry: str) -> SpikingGraph:
         """This graph, with one more entry in its history."""
@@ -308,7 +333,6 @@ class SpikingGraph:
         _Inference(self.module, self._fake_mode).run(*inputs)
         if self.facts.output_batch_dims is None:
             self.facts = replace(self.facts, output_batch_dims=_batch_dims(self))
-        self._outputs = _output_specs(self)
 
     def _copy_of_graph(self) -> fx.Graph:
         graph = fx.Graph()
