@@ -108,6 +108,7 @@ class Builder:
         self.batch_input: tuple[str, int] | None = None  # an input and its axis that is the batch, when that is free
         self._taken = set(reserved)
         self._names: dict[str, str] = {}  # final names asked for, by tensor
+        self._produced: set[str] = set()  # by nodes
         self._constants: dict[tuple[Any, ...], str] = {}
         self._emitted: dict[tuple[Any, ...], list[str]] = {}
         self._expanded: dict[tuple[Any, ...], str] = {}
@@ -129,8 +130,9 @@ class Builder:
         return Value(tensor, shape if layout is None else layout, shape, dtype)
 
     def constant(self, tensor: Tensor, title: str = "") -> Value:
-        """A constant; it becomes an initializer where it is used."""
-        shape = tuple(tensor.shape)
+        """A constant; it becomes an initializer where it is used, and is kept in float64 until then."""
+        shape, tensor = tuple(tensor.shape), tensor.detach()
+        tensor = tensor.double() if tensor.is_floating_point() else tensor
         return Value("", shape, shape, normal(tensor.dtype), tensor, title)
 
     def view(self, value: Value, shape: Shape) -> Value:
@@ -248,6 +250,7 @@ class Builder:
             made = [self.fresh(f"{self.context}.{k}" if outputs > 1 else "") for k in range(outputs)]
             self.nodes.append(helper.make_node(op, names, made, name=made[0], **attributes))
             self._emitted[key] = made
+            self._produced.update(made)
         return self._emitted[key]
 
     def _operand(self, x: str | Value | Tensor | None) -> str:
@@ -291,8 +294,7 @@ class Builder:
         The tensor itself gets the name, unless it has one that must stay (inputs, constants, a name asked for before): then an
         ``Identity`` beside the computation bears it, which engines drop unless someone reads it.
         """
-        produced = any(tensor in node.output for node in reversed(self.nodes))
-        if tensor in self._names or not produced:
+        if tensor in self._names or tensor not in self._produced:
             self.nodes.append(helper.make_node("Identity", [tensor], [wanted], name=wanted))
             self._names[wanted] = wanted
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,13 +16,12 @@ __all__ = ["TABLE"]
 aten = torch.ops.aten
 TABLE = Table()
 
-_UNARY = {
-    aten.abs: "Abs", aten.acos: "Acos", aten.acosh: "Acosh", aten.asin: "Asin", aten.asinh: "Asinh", aten.atan: "Atan",
-    aten.atanh: "Atanh", aten.ceil: "Ceil", aten.cos: "Cos", aten.cosh: "Cosh", aten.erf: "Erf", aten.exp: "Exp", aten.floor: "Floor",
-    aten.log: "Log", aten.neg: "Neg", aten.reciprocal: "Reciprocal", aten.relu: "Relu", aten.round: "Round", aten.sigmoid: "Sigmoid",
-    aten.sign: "Sign", aten.sin: "Sin", aten.sinh: "Sinh", aten.sqrt: "Sqrt", aten.tan: "Tan", aten.tanh: "Tanh",
-}  # fmt: skip
-_INTEGER_TOO = ("Abs", "Neg", "Relu", "Sign")  # the others turn integers into float32
+# fmt: off
+_UNARY = [  # each has the name of its ATen operator, in ONNX's spelling
+    "Abs", "Acos", "Acosh", "Asin", "Asinh", "Atan", "Atanh", "Ceil", "Cos", "Cosh", "Erf", "Exp", "Floor", "Log", "Neg",
+    "Reciprocal", "Relu", "Round", "Sigmoid", "Sign", "Sin", "Sinh", "Sqrt", "Tan", "Tanh",
+]
+# fmt: on
 
 
 def _unary(builder: Builder, node: fx.Node, self: Value, op: str, **attributes: Any) -> Value:
@@ -29,17 +29,16 @@ def _unary(builder: Builder, node: fx.Node, self: Value, op: str, **attributes: 
     return pointwise(builder, builder.shape(node), op, [builder.cast(self, dtype)], dtype, **attributes)
 
 
-def _register_unary(packet: Any, op: str) -> None:
+def _register_unary(op: str) -> None:
+    @TABLE.on(getattr(aten, op.lower()).default)
     def translate(builder: Builder, node: fx.Node, self: Value, **_: Any) -> Value:
         if not self.dtype.is_floating_point and op in ("Ceil", "Floor", "Round"):
             return self
         return _unary(builder, node, self, op)
 
-    TABLE[packet.default] = translate
 
-
-for _packet, _op in _UNARY.items():
-    _register_unary(_packet, _op)
+for _op in _UNARY:
+    _register_unary(_op)
 
 
 def _binary(builder: Builder, node: fx.Node, op: str, a: Any, b: Any, *, computed: torch.dtype | None = None) -> Value:
@@ -122,6 +121,33 @@ def _rsqrt(builder: Builder, node: fx.Node, self: Value) -> Value:
     return pointwise(builder, root.shape, "Reciprocal", [root], root.dtype)
 
 
+_LOGARITHM: dict[Any, float] = {aten.log2.default: math.log(2), aten.log10.default: math.log(10)}
+
+
+@TABLE.on(*_LOGARITHM)
+def _log(builder: Builder, node: fx.Node, self: Value) -> Value:
+    natural = _unary(builder, node, self, "Log")
+    return pointwise(builder, natural.shape, "Mul", [natural, number(builder, 1 / _LOGARITHM[node.target])], natural.dtype)
+
+
+@TABLE.on(aten.log1p.default)
+def _log1p(builder: Builder, node: fx.Node, self: Value) -> Value:
+    more = pointwise(builder, self.shape, "Add", [builder.cast(self, torch.float32), number(builder, 1.0)], torch.float32)
+    return _unary(builder, node, more, "Log")
+
+
+@TABLE.on(aten.expm1.default)
+def _expm1(builder: Builder, node: fx.Node, self: Value) -> Value:
+    power = _unary(builder, node, self, "Exp")
+    return pointwise(builder, power.shape, "Sub", [power, number(builder, 1.0)], power.dtype)
+
+
+@TABLE.on(aten.fmod.Scalar, aten.fmod.Tensor)
+def _fmod(builder: Builder, node: fx.Node, self: Value, other: Any) -> Value:
+    dtype = builder.dtype(node)
+    return pointwise(builder, builder.shape(node), "Mod", [number(builder, x, dtype) for x in (self, other)], dtype, fmod=1)
+
+
 @TABLE.on(aten.maximum.default)
 def _maximum(builder: Builder, node: fx.Node, self: Value, other: Value) -> Value:
     return _binary(builder, node, "Max", self, other)
@@ -164,6 +190,22 @@ def _elu(builder: Builder, node: fx.Node, self: Value, alpha: float = 1, scale: 
     return result if scale == 1 else _times(builder, node, result, scale)
 
 
+@TABLE.on(aten.prelu.default, aten._prelu_kernel.default)
+def _prelu(builder: Builder, node: fx.Node, self: Value, weight: Value) -> Value:
+    shape = (weight.shape[0], *[1] * (len(self.shape) - 2)) if len(weight.shape) == 1 and len(self.shape) > 2 else weight.shape
+    return pointwise(builder, self.shape, "PRelu", [self, builder.view(weight, shape)], self.dtype)
+
+
+@TABLE.on(aten.hardsigmoid.default)
+def _hardsigmoid(builder: Builder, node: fx.Node, self: Value) -> Value:
+    return _unary(builder, node, self, "HardSigmoid", alpha=1 / 6, beta=0.5)
+
+
+@TABLE.on(aten.hardswish.default)
+def _hardswish(builder: Builder, node: fx.Node, self: Value) -> Value:
+    return _unary(builder, node, self, "HardSwish")
+
+
 @TABLE.on(aten.silu.default)
 def _silu(builder: Builder, node: fx.Node, self: Value) -> Value:
     gate = _unary(builder, node, self, "Sigmoid")
@@ -197,10 +239,16 @@ def _register_comparison(title: str, op: str) -> None:
 for _title, _op in _COMPARE.items():
     _register_comparison(_title, _op)
 
-_LOGIC = {
-    aten.logical_and.default: "And", aten.logical_or.default: "Or", aten.logical_xor.default: "Xor", aten.bitwise_and.Tensor: "And",
-    aten.bitwise_or.Tensor: "Or", aten.bitwise_xor.Tensor: "Xor", aten.logical_not.default: "Not", aten.bitwise_not.default: "Not",
-}  # fmt: skip
+_LOGIC: dict[Any, str] = {
+    aten.logical_and.default: "And",
+    aten.logical_or.default: "Or",
+    aten.logical_xor.default: "Xor",
+    aten.logical_not.default: "Not",
+    aten.bitwise_and.Tensor: "And",
+    aten.bitwise_or.Tensor: "Or",
+    aten.bitwise_xor.Tensor: "Xor",
+    aten.bitwise_not.default: "Not",
+}
 
 
 @TABLE.on(*_LOGIC)
@@ -239,6 +287,11 @@ def _where(builder: Builder, node: fx.Node, condition: Value, self: Any, other: 
 @TABLE.on(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
 def _masked_fill(builder: Builder, node: fx.Node, self: Value, mask: Value, value: Any) -> Value:
     return _where(builder, node, mask, value, self)
+
+
+@TABLE.on(aten._assert_tensor_metadata.default, aten._assert_async.msg, aten._assert_async.default, aten._assert_scalar.default)
+def _assertion(builder: Builder, node: fx.Node, **_: Any) -> None:
+    """What the model asserts of its tensors held when it was captured; an engine has nobody to tell."""
 
 
 # -- types ---------------------------------------------------------------------------------------------------------------------

@@ -19,16 +19,26 @@ TABLE = Table()
 
 @TABLE.on(aten.convolution.default)
 def _convolution(
-    builder: Builder, node: fx.Node, input: Value, weight: Value, bias: Value | None, stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], transposed: bool, output_padding: Sequence[int], groups: int,
-) -> Value:  # fmt: skip
+    builder: Builder,
+    node: fx.Node,
+    input: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Value:
     rank = len(weight.shape) - 2
-    sizes = {"strides": _all(stride, rank), "pads": _all(padding, rank) * 2, "dilations": _all(dilation, rank)}
-    x = input if len(input.shape) == rank + 2 else builder.view(input, (1, *input.shape))
-    extra = {"output_padding": _all(output_padding, rank)} if transposed and any(output_padding) else {}
+    options: dict[str, Any] = {"strides": _all(stride, rank), "pads": _all(padding, rank) * 2, "dilations": _all(dilation, rank)}
+    if transposed and any(output_padding):
+        options["output_padding"] = _all(output_padding, rank)
+    x = input if len(input.shape) == rank + 2 else builder.view(input, (1, *input.shape))  # PyTorch lets one sample's batch out
+    operands = [x, weight] if bias is None else [x, weight, bias]
     op = "ConvTranspose" if transposed else "Conv"
-    tensor = builder.emit(op, x, weight, bias, group=groups, kernel_shape=list(weight.shape[2:]), **sizes, **extra) if bias is not None else \
-        builder.emit(op, x, weight, group=groups, kernel_shape=list(weight.shape[2:]), **sizes, **extra)  # fmt: skip
+    tensor = builder.emit(op, *operands, kernel_shape=list(weight.shape[2:]), group=groups, **options)
     shape = builder.shape(node)
     return builder.value(tensor, shape, layout=shape if x is input else (1, *shape))
 
@@ -95,17 +105,23 @@ def _per_channel(builder: Builder, tensor: Tensor, x: Value, title: str) -> Valu
 
 @TABLE.on(aten._native_batch_norm_legit_no_training.default)
 def _batch_norm(
-    builder: Builder, node: fx.Node, input: Value, weight: Value | None, bias: Value | None, running_mean: Value, running_var: Value,
-    momentum: float, eps: float,
-) -> tuple[Value | None, ...]:  # fmt: skip
+    builder: Builder,
+    node: fx.Node,
+    input: Value,
+    weight: Value | None,
+    bias: Value | None,
+    running_mean: Value,
+    running_var: Value,
+    momentum: float,
+    eps: float,
+) -> tuple[Value | None, ...]:
     """``x*scale + shift``, as PyTorch computes it, with scale and shift from float64; engines fold it into a convolution."""
-    mean, variance = running_mean.constant, running_var.constant
-    if mean is None or variance is None or any(v is not None and v.constant is None for v in (weight, bias)):
+    mean, variance, w, b = (None if v is None else v.constant for v in (running_mean, running_var, weight, bias))
+    if mean is None or variance is None or (weight is not None and w is None) or (bias is not None and b is None):
         raise Refusal("statistics or weights that the graph computes")
-    scale = (1 if weight is None else weight.constant) / torch.sqrt(variance + eps)
-    shift = (0 if bias is None else bias.constant) - mean * scale
-    title, dtype = running_mean.title.rpartition(".")[0] or node.name, torch.float32
-    shape = input.shape
+    scale = torch.rsqrt(variance.double() + eps) * (1 if w is None else w)
+    shift = (0 if b is None else b) - mean * scale
+    title, dtype, shape = running_mean.title.rpartition(".")[0] or node.name, torch.float32, input.shape
     y = pointwise(builder, shape, "Mul", [input, _per_channel(builder, scale, input, f"{title}.scale")], dtype)
     return pointwise(builder, shape, "Add", [y, _per_channel(builder, shift, input, f"{title}.shift")], dtype), None, None
 

@@ -1,8 +1,8 @@
 """The canonical neuron as ONNX operators: :func:`snngraph.ops.lif_step_reference` in float32, operation by operation.
 
 What is left out changes no result: a factor of exactly 1; an addend of exactly 0 and the charge of a membrane at exactly 0, which
-could only turn a zero's sign (``0 + -0 = 0``; no comparison sees it); arithmetic on constants, done here with PyTorch's own rules (a
-0-d float64 number counts as a Python number). Resets stay selects: a product would make ``0 * inf = NaN``.
+could only turn a zero's sign (``0 + -0 = 0``; no comparison sees it); arithmetic on constants, done here with PyTorch's own rules
+(a 0-d float64 number counts as a Python number). Resets stay selects: a product would make ``0 * inf = NaN``.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class _Cell:
         return found
 
     def fired(self, h: Operand) -> tuple[Operand, Operand | None]:
-        """What a neuron at ``h`` emits (before ``level``); and, as a condition, whether it emits anything, where that comes for free."""
+        """What a neuron at ``h`` emits (before ``level``), and whether it emits anything where that condition comes for free."""
         a, threshold = self.arithmetic, self._given("threshold")
         if self.emit == "count":
             return a.count(h, threshold), None

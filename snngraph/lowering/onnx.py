@@ -1,9 +1,9 @@
-"""Lowers a :class:`~snngraph.graph.SpikingGraph` to one ONNX model: standard operators, float32, 4-D, time unrolled in the neurons."""
+"""Lowers a graph to one ONNX model: standard operators, float32, 4-D, time unrolled in the neurons only."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -125,13 +125,12 @@ class _Lowering:
                 "no ONNX translation for:\n" + "\n".join(f"  {p}" for p in self.problems) + "\n"
                 "Write these parts with other operators, or remove them from what is converted."
             )
-        returned = self.graph.graph.output_node().args[0]
-        outputs = list(returned) if isinstance(returned, tuple | list) else [returned]
+        outputs = self.graph.output_nodes
         names = [self._output(self.values[n], spec.name) for n, spec in zip(outputs, self.graph.outputs, strict=True)]
         layers = tuple(self._layer(k) for k in range(len(self.graph.neurons)))
         for tensor, spec in zip(names, self.graph.outputs, strict=True):
             self.builder.rename(tensor, spec.name)
-        return self._finish([n for n in outputs if isinstance(n, fx.Node)], layers)
+        return self._finish(outputs, layers)
 
     # -- nodes -------------------------------------------------------------------------------------------------------------
 
@@ -143,8 +142,7 @@ class _Lowering:
             assert tensor is not None
             return builder.constant(tensor, str(node.target))
         if node.target is operator.getitem:
-            source, k = node.args
-            return self.values[source][k]  # type: ignore[index]
+            return self.values[node.all_input_nodes[0]][int(str(node.args[1]))]
         try:
             return self._neuron(node) if is_op(node, LIF, LIF_STEP) else self._operator(node)
         except Refusal as reason:
@@ -219,7 +217,7 @@ class _Lowering:
         names = tuple(f"{info.name}.membrane.{t}" for t in range(len(membrane)))
         return NeuronLayer(info.name, info.neurons, info.shape, f"{info.name}.spikes", names)
 
-    def _finish(self, outputs: list[fx.Node], layers: tuple[NeuronLayer, ...]) -> Lowered:
+    def _finish(self, outputs: Sequence[fx.Node], layers: tuple[NeuronLayer, ...]) -> Lowered:
         specs = [replace(s, shape=_free(self.builder.shape(n))) for s, n in zip(self.graph.outputs, outputs, strict=True)]
         model = helper.make_model(
             helper.make_graph(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from snngraph.lowering import elementwise, layers, pooling, reductions, shapes
+from snngraph.lowering import elementwise, indexing, layers, pooling, reductions, shapes
 from snngraph.lowering.table import Translation
 
 __all__ = ["TRANSLATIONS"]
 
 TRANSLATIONS: dict[Any, Translation] = {
-    **elementwise.TABLE, **shapes.TABLE, **reductions.TABLE, **layers.TABLE, **pooling.TABLE,
+    **elementwise.TABLE, **shapes.TABLE, **indexing.TABLE, **reductions.TABLE, **layers.TABLE, **pooling.TABLE,
 }  # fmt: skip

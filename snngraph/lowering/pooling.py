@@ -13,8 +13,8 @@ import torch
 from torch import fx
 
 from snngraph.lowering.builder import Builder, Refusal, Shape, Value
+from snngraph.lowering.indexing import padded
 from snngraph.lowering.reductions import reduced
-from snngraph.lowering.shapes import padded
 from snngraph.lowering.table import Table, number, pointwise
 
 __all__ = ["TABLE"]
@@ -60,9 +60,16 @@ def _max_pool(builder: Builder, node: fx.Node, self: Value, **options: Any) -> V
 
 
 def _pooled_maxima(
-    builder: Builder, x: Value, shape: Shape, rank: int, kernel_size: Sequence[int], stride: Sequence[int], padding: Sequence[int],
-    dilation: Sequence[int], ceil_mode: bool,
-) -> Value:  # fmt: skip
+    builder: Builder,
+    x: Value,
+    shape: Shape,
+    rank: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Value:
     kernel, pad, dilations = _all(kernel_size, rank), _all(padding, rank), _all(dilation, rank)
     strides = _all(stride, rank) if stride else kernel
     ends = _end_padding(_sizes(x, rank), shape[-rank:], kernel, strides, pad, dilations) if ceil_mode else pad
@@ -73,9 +80,16 @@ def _pooled_maxima(
 
 @TABLE.on(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
 def _avg_pool(
-    builder: Builder, node: fx.Node, self: Value, kernel_size: Sequence[int], stride: Sequence[int] = (), padding: Sequence[int] = (0,),
-    ceil_mode: bool = False, count_include_pad: bool = True, divisor_override: int | None = None,
-) -> Value:  # fmt: skip
+    builder: Builder,
+    node: fx.Node,
+    self: Value,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] = (0,),
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Value:
     rank, shape = int(str(node.target)[13]), builder.shape(node)
     kernel, pad = _all(kernel_size, rank), _all(padding, rank)
     strides = _all(stride, rank) if stride else kernel
@@ -147,15 +161,21 @@ def _adaptive_max_pool(builder: Builder, node: fx.Node, self: Value, output_size
 # -- resizing ------------------------------------------------------------------------------------------------------------------
 
 
-def _resize(builder: Builder, node: fx.Node, x: Value, **options: str) -> Value:
-    shape = builder.shape(node)
-    sizes = torch.tensor(shape[2:], dtype=torch.int64)
+def _resize(builder: Builder, node: fx.Node, options: dict[str, Any], **how: str) -> Value:
+    """To the sizes; or by the scale factors where these say more, because both sides then compute positions with them."""
+    x, shape = options.get("self", options.get("input")), builder.shape(node)
+    assert isinstance(x, Value)
+    sizes, out = _sizes(x, len(shape) - 2), [int(str(d)) for d in shape[2:]]
+    scales = [
+        s for s in options.get("scale_factors") or [v for k, v in options.items() if k.startswith("scales")] if s is not None
+    ]
     axes = list(range(2, len(shape)))
-    return builder.value(builder.emit("Resize", x, None, None, sizes, axes=axes, **options), shape)
-
-
-def _uneven(scales: Sequence[float | None], x: Value, shape: Shape) -> bool:
-    return any(s is not None and int(str(n)) * s != o for s, n, o in zip(scales, x.shape[2:], shape[2:], strict=False))
+    if not scales or all(n * s == o for n, s, o in zip(sizes, scales, out, strict=True)):
+        return builder.value(builder.emit("Resize", x, None, None, torch.tensor(out), axes=axes, **how), shape)
+    factors = torch.tensor(scales, dtype=torch.float64)
+    if [int(n * f) for n, f in zip(sizes, factors.float().tolist(), strict=True)] != out:
+        raise Refusal(f"the scale factors {scales} give other sizes in float32")
+    return builder.value(builder.emit("Resize", x, None, factors, axes=axes, **how), shape)
 
 
 _NEAREST = [aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_nearest3d]
@@ -163,22 +183,22 @@ _NEAREST = [aten.upsample_nearest1d, aten.upsample_nearest2d, aten.upsample_near
 
 @TABLE.on(*(packet.default for packet in _NEAREST), *(packet.vec for packet in _NEAREST))
 def _nearest(builder: Builder, node: fx.Node, **options: Any) -> Value:
-    x = options.get("self", options.get("input"))
-    assert isinstance(x, Value)
-    scales = options.get("scale_factors") or [v for k, v in options.items() if k.startswith("scales")]
-    if _uneven(scales, x, builder.shape(node)):
-        raise Refusal("a scale factor that does not give whole sizes")
-    return _resize(builder, node, x, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
+    return _resize(builder, node, options, mode="nearest", coordinate_transformation_mode="asymmetric", nearest_mode="floor")
 
 
-@TABLE.on(
-    aten.upsample_bilinear2d.default, aten.upsample_bilinear2d.vec, aten.upsample_linear1d.default, aten.upsample_linear1d.vec
-)
+_LINEAR = [aten.upsample_linear1d, aten.upsample_bilinear2d]
+
+
+@TABLE.on(*(packet.default for packet in _LINEAR), *(packet.vec for packet in _LINEAR))
 def _linear(builder: Builder, node: fx.Node, align_corners: bool, **options: Any) -> Value:
-    x = options.get("self", options.get("input"))
-    assert isinstance(x, Value)
-    scales = options.get("scale_factors") or [v for k, v in options.items() if k.startswith("scales")]
-    if _uneven(scales, x, builder.shape(node)):
-        raise Refusal("a scale factor that does not give whole sizes")
     mode = "align_corners" if align_corners else "pytorch_half_pixel"
-    return _resize(builder, node, x, mode="linear", coordinate_transformation_mode=mode)
+    return _resize(builder, node, options, mode="linear", coordinate_transformation_mode=mode)
+
+
+@TABLE.on(aten.grid_sampler_2d.default)
+def _grid_sampler(
+    builder: Builder, node: fx.Node, input: Value, grid: Value, interpolation_mode: int, padding_mode: int, align_corners: bool
+) -> Value:
+    mode, padding = ("linear", "nearest", "cubic")[interpolation_mode], ("zeros", "border", "reflection")[padding_mode]
+    options: dict[str, Any] = {"mode": mode, "padding_mode": padding, "align_corners": int(align_corners)}
+    return builder.value(builder.emit("GridSample", input, grid, **options), builder.shape(node))

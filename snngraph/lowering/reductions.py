@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,10 +33,16 @@ def reduced(builder: Builder, op: str, x: Value, dims: Sequence[int] | int | Non
     return builder.value(builder.emit(op, x, as_tensor(axes), keepdims=int(keepdim)), shape, x.dtype)
 
 
-_REDUCTIONS = {
-    aten.sum.dim_IntList: "ReduceSum", aten.sum.default: "ReduceSum", aten.mean.dim: "ReduceMean", aten.mean.default: "ReduceMean",
-    aten.amax.default: "ReduceMax", aten.amin.default: "ReduceMin", aten.prod.dim_int: "ReduceProd", aten.prod.default: "ReduceProd",
-}  # fmt: skip
+_REDUCTIONS: dict[Any, str] = {
+    aten.sum.dim_IntList: "ReduceSum",
+    aten.sum.default: "ReduceSum",
+    aten.mean.dim: "ReduceMean",
+    aten.mean.default: "ReduceMean",
+    aten.amax.default: "ReduceMax",
+    aten.amin.default: "ReduceMin",
+    aten.prod.dim_int: "ReduceProd",
+    aten.prod.default: "ReduceProd",
+}
 
 
 @TABLE.on(*_REDUCTIONS)
@@ -78,6 +85,16 @@ def _extreme_of_all(builder: Builder, node: fx.Node, self: Value) -> Value:
     return reduced(builder, "ReduceMax" if node.target is aten.max.default else "ReduceMin", self, None)
 
 
+@TABLE.on(aten.linalg_vector_norm.default)
+def _norm(
+    builder: Builder, node: fx.Node, self: Value, ord: float = 2, dim: Any = None, keepdim: bool = False, **_: Any
+) -> Value:
+    op = {1.0: "ReduceL1", 2.0: "ReduceL2"}.get(float(ord))
+    if op is None:
+        raise Refusal(f"a norm of order {ord}; 1 and 2 are supported")
+    return reduced(builder, op, self, dim, keepdim=keepdim)
+
+
 @TABLE.on(aten.var.correction, aten.var.dim)
 def _variance(
     builder: Builder,
@@ -113,11 +130,28 @@ def _softmax(builder: Builder, node: fx.Node, self: Value, dim: int, **_: Any) -
     return builder.value(builder.emit(op, self, axis=axis), self.shape)
 
 
+@TABLE.on(aten._safe_softmax.default)
+def _safe_softmax(builder: Builder, node: fx.Node, self: Value, dim: int, **_: Any) -> Value:
+    """Zeros, not NaN, for a row in which everything is masked."""
+    largest = reduced(builder, "ReduceMax", self, dim, keepdim=True)
+    masked = pointwise(builder, largest.shape, "Equal", [largest, number(builder, -math.inf)], torch.bool)
+    plain = _softmax(builder, node, self, dim)
+    return pointwise(builder, self.shape, "Where", [masked, number(builder, 0.0), plain], torch.float32)
+
+
 @TABLE.on(aten.cumsum.default)
 def _cumsum(builder: Builder, node: fx.Node, self: Value, dim: int, **_: Any) -> Value:
     x = builder.cast(self, builder.dtype(node))
     axis = torch.tensor(dim % len(self.shape), dtype=torch.int64)
     return builder.value(builder.emit("CumSum", x, axis), self.shape, x.dtype)
+
+
+@TABLE.on(aten.sort.default)
+def _sort(builder: Builder, node: fx.Node, self: Value, dim: int = -1, descending: bool = False) -> tuple[Value, ...]:
+    size = self.shape[dim]
+    if not isinstance(size, int):
+        raise Refusal("it sorts along the free batch; build with a fixed batch size")
+    return _topk(builder, node, self, size, dim, descending)
 
 
 @TABLE.on(aten.topk.default)

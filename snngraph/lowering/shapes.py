@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import fx
 
 from snngraph.lowering.builder import Batch, Builder, Refusal, Shape, Value, merged, numel
-from snngraph.lowering.table import Table, as_tensor, number, stacked_layout
+from snngraph.lowering.table import Table, as_tensor, stacked_layout
 
 __all__ = ["TABLE"]
 
@@ -176,6 +175,11 @@ def _stack(builder: Builder, node: fx.Node, tensors: Sequence[Value], dim: int =
     return joined(builder, parts, axis, shape, dtype)
 
 
+@TABLE.on(aten.copy.default)
+def _copy(builder: Builder, node: fx.Node, self: Value, src: Value, **_: Any) -> Value:
+    return _expand(builder, node, builder.cast(src, self.dtype))
+
+
 @TABLE.on(aten.select_scatter.default)
 def _select_scatter(builder: Builder, node: fx.Node, self: Value, src: Value, dim: int, index: int) -> Value:
     axis, size = dim % len(self.shape), self.shape[dim]
@@ -214,95 +218,6 @@ def _replaced(builder: Builder, value: Value, part: Value, axis: int, start: int
     return joined(builder, [*rest(0, start), part, *rest(stop, size)], axis, value.shape, value.dtype)
 
 
-# -- look-ups ------------------------------------------------------------------------------------------------------------------
-
-
-@TABLE.on(aten.index_select.default)
-def _index_select(builder: Builder, node: fx.Node, self: Value, dim: int, index: Value) -> Value:
-    return builder.value(builder.emit("Gather", self, index, axis=dim % len(self.shape)), builder.shape(node), self.dtype)
-
-
-@TABLE.on(aten.embedding.default)
-def _embedding(builder: Builder, node: fx.Node, weight: Value, indices: Value, **_: Any) -> Value:
-    return builder.value(builder.emit("Gather", weight, indices, axis=0), builder.shape(node), weight.dtype)
-
-
-@TABLE.on(aten.gather.default)
-def _gather(builder: Builder, node: fx.Node, self: Value, dim: int, index: Value, **_: Any) -> Value:
-    return builder.value(builder.emit("GatherElements", self, index, axis=dim % len(self.shape)), builder.shape(node), self.dtype)
-
-
-@TABLE.on(aten.index.Tensor, aten._unsafe_index.Tensor)
-def _index(builder: Builder, node: fx.Node, self: Value, indices: Sequence[Value | None]) -> Value:
-    """One index, or several neighbours of which each varies along an axis of its own (a grid, as resizing makes it)."""
-    given = [(axis, x) for axis, x in enumerate(indices) if x is not None]
-    if any(x.dtype == torch.bool for _, x in given):
-        raise Refusal("a mask as index: the number of elements depends on the data")
-    if len(given) > 1:
-        rank = max(len(x.shape) for _, x in given)
-        axes = [a for a, _ in given]
-        full = [(1,) * (rank - len(x.shape)) + x.shape for _, x in given]
-        grid = all(d == 1 or k == j for k, shape in enumerate(full) for j, d in enumerate(shape))
-        if rank != len(given) or not grid or axes != list(range(axes[0], axes[0] + rank)):
-            raise Refusal("several index tensors that are no grid")
-    tensor, shape = builder.name(self), list(self.shape)
-    for axis, index in given:
-        flat = builder.view(index, (numel(index.shape),)) if len(given) > 1 else index
-        tensor = builder.emit("Gather", tensor, flat, axis=axis)
-        shape[axis] = numel(flat.shape)
-    return builder.value(tensor, builder.shape(node), self.dtype)
-
-
-# -- padding and constants -----------------------------------------------------------------------------------------------------
-
-
-def padded(builder: Builder, value: Value, pad: Sequence[int], shape: Shape, mode: str, fill: float | None = None) -> Value:
-    """``pad`` as in PyTorch: (before, after) of the last dimension, then the one before it ..."""
-    count = len(pad) // 2
-    inner = stacked_layout(value) and count <= len(value.shape) - 2
-    rank = len(value.shape) - inner
-    ends = [0] * (2 * rank)
-    for k in range(count):
-        ends[rank - 1 - k], ends[2 * rank - 1 - k] = pad[2 * k], pad[2 * k + 1]
-    operands: list[Any] = [value.tensor if inner else value, as_tensor(ends)]
-    if fill:
-        operands.append(number(builder, fill, value.dtype))
-    tensor = builder.emit("Pad", *operands, mode=mode)
-    return builder.value(tensor, shape, value.dtype, layout=merged(shape) if inner else shape)
-
-
-@TABLE.on(aten.constant_pad_nd.default)
-def _constant_pad(builder: Builder, node: fx.Node, self: Value, pad: Sequence[int], value: float = 0) -> Value:
-    return padded(builder, self, pad, builder.shape(node), "constant", value)
-
-
-@TABLE.on(aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.reflection_pad3d.default)
-def _reflection_pad(builder: Builder, node: fx.Node, self: Value, padding: Sequence[int]) -> Value:
-    return padded(builder, self, padding, builder.shape(node), "reflect")
-
-
-@TABLE.on(aten.replication_pad1d.default, aten.replication_pad2d.default, aten.replication_pad3d.default)
-def _replication_pad(builder: Builder, node: fx.Node, self: Value, padding: Sequence[int]) -> Value:
-    return padded(builder, self, padding, builder.shape(node), "edge")
-
-
-@TABLE.on(
-    aten.full_like.default, aten.zeros_like.default, aten.ones_like.default, aten.full.default, aten.zeros.default, aten.ones.default,
-    aten.new_zeros.default, aten.new_ones.default, aten.new_full.default, aten.scalar_tensor.default, aten.empty_like.default,
-)  # fmt: skip
-def _full(builder: Builder, node: fx.Node, fill_value: float | None = None, s: float | None = None, **_: Any) -> Value:
-    title, shape, dtype = str(node.target), builder.shape(node), builder.dtype(node)
-    fill = fill_value if fill_value is not None else s if s is not None else float("ones" in title)
-    one = builder.constant(torch.tensor(fill, dtype=torch.float64 if dtype.is_floating_point else dtype))
-    return one if not shape else Value("", shape, shape, dtype, source=one)
-
-
-@TABLE.on(aten.arange.default, aten.arange.start, aten.arange.start_step)
-def _arange(builder: Builder, node: fx.Node, **_: Any) -> Value:
-    with torch.no_grad():
-        return builder.constant(node.target(*node.args, **{**node.kwargs, "device": "cpu"}))  # type: ignore[operator]
-
-
 @TABLE.on(aten.roll.default)
 def _roll(builder: Builder, node: fx.Node, self: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Value:
     if not dims:
@@ -319,8 +234,3 @@ def _roll(builder: Builder, node: fx.Node, self: Value, shifts: Sequence[int], d
             parts = [piece(builder, result, axis, cut, size, 1, tail), piece(builder, result, axis, 0, cut, 1, head)]
             result = joined(builder, parts, axis, self.shape, self.dtype)
     return result
-
-
-def product(shape: Sequence[int]) -> int:
-    """The number of elements of a fixed shape."""
-    return math.prod(shape)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -14,16 +15,19 @@ from snngraph.lowering.builder import Builder, Shape, Value, merged, normal
 __all__ = ["Table", "Translation", "number", "pointwise", "promoted", "stacked_layout"]
 
 Translation: TypeAlias = Callable[..., Any]
-"""Takes the builder, the graph node and the operator's arguments by name; gives a value, or a tuple where the operator gives one."""
+"""Takes the builder, the graph node and the operator's arguments by name; gives a value, or a tuple where the operator does."""
+
+
+_Function = TypeVar("_Function", bound=Translation)
 
 
 class Table(dict[Any, Translation]):
     """Operator -> translation."""
 
-    def on(self, *targets: Any) -> Callable[[Translation], Translation]:
+    def on(self, *targets: Any) -> Callable[[_Function], _Function]:
         """Registers the translation of ``targets``."""
 
-        def register(translation: Translation) -> Translation:
+        def register(translation: _Function) -> _Function:
             self.update(dict.fromkeys(targets, translation))
             return translation
 
@@ -42,7 +46,7 @@ def promoted(node: fx.Node, operands: Sequence[Any]) -> torch.dtype:
     fakes = [x.meta["val"] if isinstance(x, fx.Node) else x for x in operands]
     if len(fakes) == 1:
         return normal(fakes[0].dtype)
-    dtypes = [torch.result_type(a, b) for a, b in zip(fakes, fakes[1:], strict=False)]
+    dtypes = [torch.result_type(a, b) for a, b in itertools.pairwise(fakes)]
     return normal(reduce(torch.promote_types, dtypes))
 
 
