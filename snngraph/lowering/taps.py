@@ -39,7 +39,7 @@ def tap(model: ModelProto, layers: Sequence[NeuronLayer]) -> ModelProto:
 
 
 def cut_at_spikes(model: ModelProto, layers: Sequence[NeuronLayer]) -> ModelProto:
-    """:func:`tap`, with a new input :func:`forced_name` (float32 ``[T*N, *shape]``) in place of each layer's spikes for all readers.
+    """:func:`tap`, with a new input :func:`forced_name` in place of each layer's spikes, float32 ``[T*N, *shape]``.
 
     The model's own outputs are then those that follow from the forced spikes; an output that is itself a layer's spikes stays
     what the layer computes. A layer whose spikes nobody reads gets no input, so every new input is used.

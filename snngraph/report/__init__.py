@@ -1,0 +1,1 @@
+"""What snngraph tells people: reports as text, JSON and HTML."""
