@@ -81,8 +81,9 @@ def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30
     target = math.sqrt(low * high)
     inside = (math.sqrt(low * target), math.sqrt(high * target))  # while a layer fires well inside the bounds, leave it alone
     rates: dict[str, float] = {}
-    for _ in range(sweeps):
-        _sweep(model, x, neurons, target, inside)
+    for sweep in range(sweeps):
+        # what stands between a knob and its neurons may amplify a correction: half of it, once the first has brought them near
+        _sweep(model, x, neurons, target, inside, share=0.5 if sweep else 1.0)
         rates = firing_rates(model, x)
         if all(low <= rate <= high for rate in rates.values()):
             return rates
@@ -106,8 +107,13 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _sweep(model: nn.Module, x: Tensor, neurons: dict[nn.Module, str], target: float, inside: tuple[float, float]) -> None:
-    """One run of the model in which every layer is adjusted before it is used, so that the next layer sees it adjusted."""
+def _sweep(
+    model: nn.Module, x: Tensor, neurons: dict[nn.Module, str], target: float, inside: tuple[float, float], share: float
+) -> None:
+    """One run of the model in which every layer is adjusted before it is used, so that the next layer sees it adjusted.
+
+    ``share`` of the correction that would bring neurons right behind their knob to ``target`` is applied.
+    """
     knob: list[Any] = []  # the knob since the last neurons, if any
     seen: set[nn.Module] = set()
 
@@ -137,6 +143,7 @@ def _sweep(model: nn.Module, x: Tensor, neurons: dict[nn.Module, str], target: f
         if chosen is None or inside[0] <= _rate(module, current) <= inside[1]:
             return None
         factor, shift = _search(module, _sampled(current), target, shiftable=getattr(chosen, "bias", None) is not None)
+        factor, shift = factor**share, shift * share
         for parameter in (chosen.weight, chosen.bias):
             if isinstance(parameter, Tensor):
                 parameter.mul_(factor)
