@@ -193,7 +193,7 @@ def lif_step_reference(
         current = current if syn_gain is None else syn_gain * current
         current = current if i is None else syn_decay * i + current
     if delay != "none":
-        v = v.to(x.dtype).expand(x.shape)  # a number would let per-channel parameters decide in float64
+        v = v.to(x).expand(x.shape)  # a number would let per-channel parameters decide in float64
         fired = _emit(v, threshold, fire, emit).detach()
         if delay == "before":
             v = _apply_reset(v, fired, threshold, v_reset, reset_amount, reset)
@@ -288,7 +288,7 @@ def _lif_step_kernel(x: Tensor, *positional: Tensor | None, **options: Any) -> _
     return _own(lif_step_reference(x, **_bind(x, x.shape, positional, options)))
 
 
-@torch.library.register_fake("snn::lif", lib=_library)  # type: ignore[untyped-decorator]
+@torch.library.register_fake("snn::lif", lib=_library)
 def _lif_fake(x: Tensor, *positional: Tensor | None, **options: Any) -> _Out:
     step = x.shape[1:]
     keywords = _bind(x, step, positional, options)
@@ -297,7 +297,7 @@ def _lif_fake(x: Tensor, *positional: Tensor | None, **options: Any) -> _Out:
     return x.new_empty(x.shape), x.new_empty(step), i, h
 
 
-@torch.library.register_fake("snn::lif_step", lib=_library)  # type: ignore[untyped-decorator]
+@torch.library.register_fake("snn::lif_step", lib=_library)
 def _lif_step_fake(x: Tensor, *positional: Tensor | None, **options: Any) -> _Out:
     keywords = _bind(x, x.shape, positional, options)
     i = x.new_empty(x.shape if keywords.get("syn_decay") is not None else 0)

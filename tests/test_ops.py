@@ -234,6 +234,15 @@ def test_half_precision_is_exact_where_the_numbers_are(dtype: torch.dtype) -> No
     assert torch.equal(found.s.double()[:3], expected.s[:3])
 
 
+@pytest.mark.parametrize("emit", ops.EMIT)
+@pytest.mark.parametrize(("reset", "delay"), RESETS)
+def test_numbers_follow_the_input_to_another_device(reset: str, delay: str, emit: str) -> None:
+    numbers = {name: high for name, (_, high) in RANGES.items()}
+    with ops.plain_arithmetic():  # the arithmetic itself; the meta device refuses what a GPU would
+        out = ops.lif(torch.empty(T, N, C, device="meta"), **numbers, reset=reset, delay=delay, emit=emit)
+    assert {a.device.type for a in out} == {"meta"}
+
+
 def test_tensors_of_any_layout() -> None:
     x = torch.randn(N, C, T).permute(2, 0, 1)
     assert torch.equal(ops.lif(x, threshold=0.5).s, ops.lif(x.contiguous(), threshold=0.5).s)
@@ -304,7 +313,6 @@ SAMPLE: list[dict[str, Any]] = [
 @pytest.mark.parametrize(
     ("which", "options"), [("lif", SAMPLE[0]), ("lif", SAMPLE[2]), ("lif", SAMPLE[4]), *(("lif_step", o) for o in SAMPLE[1::2])]
 )
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore::FutureWarning:torch")
 def test_opcheck(which: str, options: dict[str, Any]) -> None:
     options = {k: ops.scalar(a) if isinstance(a, float) else a for k, a in ({"v_reset": 0.0} | options).items()}
     x = torch.randn(*((T, N, C) if which == "lif" else (N, C)), requires_grad=True)
