@@ -290,6 +290,8 @@ class _Parser:
         title = ast.unparse(tree.func)
         values = [self._spikes(self._value(a, line)) for a in tree.args]
         keywords = {str(k.arg): self._spikes(self._value(k.value, line)) for k in tree.keywords}
+        if isinstance(keywords.get("dtype"), str):  # as it is printed
+            keywords["dtype"] = getattr(torch, keywords["dtype"])
         try:
             if title in ("lif", "lif_step"):
                 return _lif(self, LIF if title == "lif" else LIF_STEP, values[0], keywords)
