@@ -63,8 +63,11 @@ class Pass(ABC):
 
     def ensures(self, before: SpikingGraph, result: PassResult) -> None:
         """Raises :class:`PassError` when the result is not what the pass promises; it sees the result, not the input alone."""
-        if len(before.neurons) != len(result.graph.neurons):
-            raise PassError(f"{self}: {len(before.neurons)} neuron layers went in, {len(result.graph.neurons)} came out")
+        live = before.live_nodes
+        wanted = [layer.name for layer in before.neurons if live.intersection(layer.nodes)]
+        found = {layer.name for layer in result.graph.neurons}
+        if lost := [name for name in wanted if name not in found]:
+            raise PassError(f"{self} lost neuron layers that the outputs depend on: {', '.join(lost)}")
 
     def __call__(self, graph: SpikingGraph) -> PassResult:
         """Runs the pass; ``graph`` itself is never touched.

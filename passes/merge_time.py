@@ -274,6 +274,7 @@ class _Merger:
     def _replace_uses(self, members: list[fx.Node], value: fx.Node) -> None:
         """Users outside the merged families get their step, a whole stack, or a sum."""
         if is_op(members[0], LIF_STEP):
+            self._replace_single_outputs(members, value)
             return
         with self.fx.inserting_before(value.next):
             if is_op(members[0], operator.getitem) and is_op(members[0].args[0], LIF_STEP) and members[0].args[1] in _STATES.values():
@@ -286,6 +287,17 @@ class _Merger:
                 apart = self._call(RESHAPE, value, [self.steps, -1, *shape_of(members[0])[1:]])
                 for t, member, user in rest:
                     user.replace_input_with(member, self._call(aten.select.int, apart, 0, t))
+
+    def _replace_single_outputs(self, members: list[fx.Node], value: fx.Node) -> None:
+        """Outputs that are read at some steps only make no family; each gets its step."""
+        with self.fx.inserting_before(value.next):
+            for t, member in enumerate(members):
+                for output in member.users:
+                    if self.key_of.get(output) in self.merged or (output.args[1] in _STATES.values() and t < self.steps - 1):
+                        continue
+                    whole = self._call(operator.getitem, value, output.args[1])
+                    is_state = output.args[1] in _STATES.values()
+                    output.replace_all_uses_with(whole if is_state else self._call(aten.select.int, whole, 0, t))
 
     def _stays(self, user: fx.Node) -> bool:
         return user.op == "output" or (user in self.step_of and self.key_of.get(user) not in self.merged)

@@ -149,7 +149,11 @@ def _lif(p: _Parser, target: Any, x: Any, keywords: dict[str, Any]) -> fx.Node:
         values.setdefault("v_reset", 0.0)
     tensors = {a.name for a in target._schema.arguments if "Tensor" in str(a.type)}
     values = {k: p.number(v) if k in tensors and isinstance(v, int | float) else v for k, v in values.items()}
-    return p.call(target, x, values.pop("v"), values.pop("decay"), values.pop("threshold"), **values)
+    node = p.call(target, x, values.pop("v"), values.pop("decay"), values.pop("threshold"), **values)
+    state = node.args[1]
+    chained = is_op(state, operator.getitem) and is_op(state.args[0], LIF_STEP)
+    node.meta["neuron"] = state.args[0].meta["neuron"] if chained else node.name
+    return node
 
 
 SHORT: dict[str, Callable[..., fx.Node]] = {
@@ -232,6 +236,8 @@ class _Parser:
             value = self._value(tree.value, line)
             if isinstance(value, fx.Node) and value.op == "call_function" and value.target is not operator.getitem:
                 value._rename(tree.targets[0].id)
+                if is_op(value, LIF):
+                    value.meta["neuron"] = tree.targets[0].id
             self.names[tree.targets[0].id] = value
         elif isinstance(tree, ast.Expr) and last:
             elements = tree.value.elts if isinstance(tree.value, ast.Tuple) else [tree.value]

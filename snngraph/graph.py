@@ -320,8 +320,7 @@ class SpikingGraph:
 
         Nodes may have been put before what they use; their order is kept otherwise.
         """
-        self.graph.eliminate_dead_code()
-        return self._derived(_sorted(self.graph), self.tensors())
+        return self._derived(_sorted(self.graph, self.live_nodes), self.tensors())
 
     def infer(self) -> None:
         """Recomputes ``node.meta["val"]`` (shapes and types) of every node from the inputs.
@@ -358,10 +357,10 @@ class SpikingGraph:
         return SpikingGraph(self._copy_of_graph(), self.tensors(), replace(self.facts, inputs=inputs, batch=batch))
 
 
-def _sorted(graph: fx.Graph) -> fx.Graph:
-    """The same graph, every node after its inputs."""
+def _sorted(graph: fx.Graph, live: set[fx.Node]) -> fx.Graph:
+    """The graph of the live nodes and all inputs, every node after its own inputs."""
     result, mapping = fx.Graph(), dict[fx.Node, fx.Node]()
-    for root in graph.nodes:
+    for root in (n for n in graph.nodes if n in live or n.op == "placeholder"):
         stack = [root]
         while stack:
             waiting = [n for n in stack[-1].all_input_nodes if n not in mapping]

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+
+from snngraph.passes.canonicalize import Canonicalize
+from snngraph.passes.eliminate_dead import EliminateDead
+from snngraph.testing import assert_equivalent, assert_graph, parse
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ("relu(clone(x))", "relu(x)"),
+        ("relu(x * 1.0)", "relu(x)"),
+        ("relu(x / 1.0)", "relu(x)"),
+        ("relu(x - 0.0)", "relu(x)"),
+        ("relu(permute(x, [0, 1, 2, 3]))", "relu(x)"),
+        ("relu(flatten_time(split_time(flatten_time(x))))", "relu(flatten_time(x))"),
+        ("relu(split_time(flatten_time(x)))", "relu(x)"),
+        ("relu(unsqueeze(x, 2))", "relu(reshape(x, [3, -1, 1, 4, 5]))"),
+        ("relu(squeeze.dim(unsqueeze(x, 0), 0))", "relu(x)"),
+        ("relu(x) + relu(x)", "r = relu(x); r + r"),
+        ("x * sigmoid(w[4, 1])", "x * w[4, 1]"),
+        ("lif(x, decay=0.5, input_gain=1.0, bias=0.0, gain=1.0).s", "lif(x, decay=0.5).s"),
+        ("lif(x, decay=sigmoid(w[5])).s", "lif(x, decay=w[5]).s"),
+        ("lif(x, reset='soft', v_reset=0.5).s", "lif(x, reset='soft').s"),
+    ],
+)
+def test_one_spelling(before: str, after: str) -> None:
+    graph = parse(f"x[3, N, 4, 5] -> {before}")
+    result = Canonicalize()(graph)
+    assert result.changed
+    assert_graph(result.graph, f"x[3, N, 4, 5] -> {after}")
+    assert_equivalent(graph, result.graph, tolerance=0.0)
+    again = Canonicalize()(result.graph)
+    assert not again.changed
+    assert again.graph is result.graph
+
+
+@pytest.mark.parametrize("text", ["relu(x)", "x + 0.0", "x * 2.0", "relu(lif(x).s)"])
+def test_what_must_stay(text: str) -> None:
+    """``x + 0`` turns -0 into 0."""
+    graph = Canonicalize()(parse(f"x[3, N, 4, 5] -> {text}")).graph  # shares the numbers of the neuron
+    assert_graph(graph, f"x[3, N, 4, 5] -> {text}")
+    assert not Canonicalize()(graph).changed
+
+
+def test_two_equal_neurons_stay_two() -> None:
+    graph = Canonicalize()(parse("x[3, N, 4, 5] -> lif(x).s + lif(x).s")).graph
+    assert len(graph.neurons) == 2
+
+
+def test_dead_operators_and_tensors_go() -> None:
+    graph = parse("x[3, N, 4, 5] -> d = relu(x * w[5]); e = lif(d); x * 2.0")
+    result = EliminateDead()(graph)
+    assert result.changed
+    assert_graph(result.graph, "x[3, N, 4, 5] -> x * 2.0")
+    assert not result.graph.tensors()
+    assert not EliminateDead()(result.graph).changed
