@@ -148,9 +148,7 @@ def convert(
         SnnGraphError: whatever :func:`snngraph.trace`, :func:`optimize`, :func:`build` and ``Engine.save`` raise. What can be known
             beforehand (target, precision, mode, an existing file) is checked before any work.
     """
-    _precision(precision)
-    _require_mode(mode)
-    backend_class(target)
+    check_options(target, precision, mode)
     if path is not None:
         artifact.check_destination(path, force)
     tell = progress or (lambda _: None)
@@ -177,6 +175,17 @@ def export_onnx(graph: SpikingGraph, path: str | os.PathLike[str], *, batch_size
     artifact.check_destination(path, force)
     lowered = lower(graph, batch=graph.facts.example_batch if batch_size is None else batch_size)
     artifact.write_bytes(path, lowered.model.SerializeToString(deterministic=True), force)
+
+
+def check_options(target: str = DEFAULT_TARGET, precision: str | None = None, mode: str = "sequence") -> None:
+    """Says, before any work, whether an engine can be built so.
+
+    Raises:
+        TargetError, EngineModeError: as :func:`build`.
+    """
+    _precision(precision)
+    _require_mode(mode)
+    backend_class(target)
 
 
 def _precision(precision: str | None) -> Precision:

@@ -1,0 +1,100 @@
+"""``snngraph passes``: which passes there are, and what they do to a model."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from snngraph.cli.options import ExampleOptions, ModelOptions, RandomOptions, Target, TraceOptions
+from snngraph.cli.output import Output
+
+if TYPE_CHECKING:
+    from snngraph.passes.base import PassResult
+
+EXAMPLES = (
+    "snngraph passes",
+    "snngraph passes --explain demo",
+    "snngraph passes --explain net.py:build --shape 4,1,2,32,32 --pass fold_batch_norm",
+)
+
+
+def passes(
+    out: Output,
+    source: ModelOptions,
+    example: ExampleOptions,
+    random: RandomOptions,
+    trace: TraceOptions,
+    explain: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Run the passes on this model and say what each did, and did not do and why."),
+    ] = None,
+    chosen: Annotated[
+        list[str] | None,
+        typer.Option("--pass", metavar="NAME", help="With --explain: these passes instead of the default; repeatable."),
+    ] = None,
+    target: Target = "openvino",
+) -> None:
+    """List the passes, those of other packages included, or explain what they do to a model."""
+    if explain is None:
+        if chosen:
+            raise typer.BadParameter("--pass belongs to --explain MODEL")
+        _list(out)
+    else:
+        _explain(out, explain, source, example, random, trace, chosen, target)
+
+
+def _list(out: Output) -> None:
+    from rich.table import Table
+
+    from snngraph.passes import registry
+
+    infos = registry.available()
+    table = Table("pass", "package", "exactness", "options", "what it does")
+    for info in infos:
+        options = ", ".join(f"{name}={default!r}" for name, default in info.options.items())
+        table.add_row(info.name, info.package, info.exactness, options, info.summary)
+    out.print(table)
+    out.result({"passes": [dataclasses.asdict(info) for info in infos]})
+
+
+def _explain(
+    out: Output,
+    model: str,
+    source: ModelOptions,
+    example: ExampleOptions,
+    random: RandomOptions,
+    trace: TraceOptions,
+    chosen: list[str] | None,
+    target: str,
+) -> None:
+    from snngraph import pipelines
+    from snngraph.cli.models import capture
+    from snngraph.passes import registry
+
+    pipeline = registry.pipeline(chosen) if chosen else pipelines.default(target)
+    captured = capture(out, model, source, example, random, trace)
+    with out.stage("passes"):
+        result = pipeline(captured.graph)
+    out.print(f"{pipeline}")
+    for note in result.notes:
+        out.print(str(note), style="green" if note.kind == "rewrite" else "yellow")
+    rewrites = sum(note.kind == "rewrite" for note in result.notes)
+    out.print(
+        f"{rewrites} rewrites, {len(result.notes) - rewrites} near misses refused with a reason; changed: {_changed(result)}"
+    )
+    out.result(_document(str(pipeline), result))
+
+
+def _changed(result: PassResult) -> str:
+    return "yes" if result.changed else "no"
+
+
+def _document(pipeline: str, result: PassResult) -> dict[str, Any]:
+    return {
+        "pipeline": pipeline,
+        "changed": result.changed,
+        "passes": list(result.graph.history),
+        "notes": [dataclasses.asdict(note) for note in result.notes],
+    }
