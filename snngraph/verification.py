@@ -125,7 +125,8 @@ def _check_belong(graph: SpikingGraph, engine: Engine) -> None:
             "model and engine have different layers of neurons (name: neurons of a sample), so they can not be compared. "
             f"Model: {_listed(ours)}. Engine: {_listed(theirs)}"
         )
-    for kind, mine, other in (("inputs", graph.inputs, engine.inputs), ("outputs", graph.outputs, engine.outputs)):
+    outputs = engine.outputs[: len(graph.outputs)]  # spikes may follow, in an engine built with taps
+    for kind, mine, other in (("inputs", graph.inputs, engine.inputs), ("outputs", graph.outputs, outputs)):
         if [_layout(spec) for spec in mine] != [_layout(spec) for spec in other]:
             raise VerificationError(f"model and engine have different {kind}: {_specs(mine)} and {_specs(other)}")
     steps = [len(layer.membrane) for layer in engine.layers if len(layer.membrane) != graph.time.steps]
@@ -345,15 +346,14 @@ class _TappedEngine:
         options = engine.manifest.options
         self.inputs = [value.name for value in model.graph.input]
         self.outputs = [value.name for value in model.graph.output]
-        self.own = len(engine.outputs)
         self.backend: Backend = backend_class(engine.target)(
             model.SerializeToString(), engine.precision, BackendOptions(options.get("device", "cpu"), options.get("threads"))
         )
 
     def __call__(self, arrays: Sequence[Array], forced: dict[str, Array]) -> tuple[list[Array], dict[str, Array]]:
-        """The engine's own outputs, and all outputs by name."""
+        """All outputs, the engine's own first; and the same by name."""
         results = self.backend.infer([*arrays, *(forced[name] for name in self.inputs[len(arrays) :])])
-        return results[: self.own], dict(zip(self.outputs, results, strict=True))
+        return results, dict(zip(self.outputs, results, strict=True))
 
 
 def _trace_of(layer: NeuronLayer, found: dict[str, Array]) -> _Trace:
@@ -516,8 +516,8 @@ class _Comparison:
         return [spec.batch_dim for spec in self.exact.outputs]
 
     def _kept(self, outputs: Sequence[Any], n: int) -> list[Tensor]:
-        """Outputs in float64, without the samples that only filled up the chunk."""
-        tensors = [torch.from_numpy(y) if isinstance(y, np.ndarray) else y for y in outputs]
+        """The graph's outputs in float64, without those that follow, and without the samples that only filled up the chunk."""
+        tensors = [torch.from_numpy(y) if isinstance(y, np.ndarray) else y for y in outputs[: len(self._dims)]]
         return [(y if dim is None else y.narrow(dim, 0, n)).double() for y, dim in zip(tensors, self._dims, strict=True)]
 
     def _float32(
