@@ -377,11 +377,17 @@ class _Difference:
     def add(self, found: _Trace, reference: _Trace) -> None:
         """Both traces hold the samples that count, and no others."""
         flipped = _flipped(found.s, reference.s)
-        self.flips += int(flipped.sum())
-        until_first = flipped.cumsum(0) - flipped.to(torch.int64) == 0
-        error = torch.where(found.h == reference.h, 0.0, (found.h - reference.h).abs())[until_first]
-        self.error += float(error.sum())
+        flips = int(flipped.sum())
+        error = (found.h - reference.h).abs()
+        if error.isnan().any():  # infinite in both is no difference
+            error = torch.where(found.h == reference.h, 0.0, error)
         self.compared += error.numel()
+        if flips:
+            after_first = (flipped.cumsum(0) > flipped).nonzero(as_tuple=True)
+            error[after_first] = 0.0
+            self.compared -= len(after_first[0])
+        self.flips += flips
+        self.error += float(error.sum())
         self.nan = self.nan or bool(found.s.isnan().any()) or bool(found.h.isnan().any())
 
     @property
