@@ -276,6 +276,8 @@ class _Merger:
         if is_op(members[0], LIF_STEP):
             self._replace_single_outputs(members, value)
             return
+        if isinstance(members[0].meta["val"], tuple | list):
+            return  # its outputs are families of their own
         with self.fx.inserting_before(value.next):
             if is_op(members[0], operator.getitem) and is_op(members[0].args[0], LIF_STEP) and members[0].args[1] in _STATES.values():
                 members[-1].replace_all_uses_with(value)  # the state after the last step

@@ -128,6 +128,20 @@ def fresh_state(model: nn.Module) -> Iterator[bool]:
             adapter.set_state(module, state)
 
 
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Puts the modules' attributes and buffers back afterwards: what runs on fake tensors must not leave any behind."""
+    kept = [(m, dict(m.__dict__), dict(m._buffers)) for m in model.modules()]
+    try:
+        yield
+    finally:
+        for module, attributes, buffers in kept:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            module._buffers.clear()
+            module._buffers.update(buffers)
+
+
 def reset_state(model: nn.Module) -> None:
     """Resets every known neuron."""
     for module, adapter in matching(model):

@@ -8,6 +8,7 @@ the example and on a second input, before anything is rewritten; and again, in f
 from __future__ import annotations
 
 import contextlib
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -259,5 +260,12 @@ def _quiet() -> Iterator[None]:
     """Drops what PyTorch's own exporter warns about itself; the model's own warnings and ours pass."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
-        yield
+        warnings.filterwarnings("ignore", message=r"The tensor attributes? .* assigned during export")
+        logger = logging.getLogger("torch._subclasses.fake_tensor")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)  # shapes that do not fit are tried on purpose
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
 

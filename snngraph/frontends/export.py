@@ -6,6 +6,7 @@ written as ``-1``. So nothing in a graph is symbolic, and yet it runs at any bat
 
 from __future__ import annotations
 
+import inspect
 import operator
 import re
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from snngraph.errors import CaptureError
 from snngraph.frontends import adapters
-from snngraph.frontends.time_axis import Axes
+from snngraph.frontends.time_axis import Axes, ModelRunner
 from snngraph.graph import LIF, LIF_STEP, Facts, SpikingGraph, Time, arguments, is_op
 from snngraph.types import TensorSpec
 
@@ -29,18 +30,21 @@ _BROADCASTING = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Ten
 _CREATION = (aten.full.default, aten.zeros.default, aten.ones.default)
 
 
+_Raw = tuple[fx.Graph, dict[str, Tensor], list[str]]
+
+
 class _FixedBatch(Exception):
     """Why a graph does not run at another batch size."""
 
 
-def exported_graph(model: nn.Module, inputs: Sequence[Tensor], axes: Axes, runner: Any, *, name: str, prefix: str = "") -> SpikingGraph:
+def exported_graph(model: nn.Module, inputs: Sequence[Tensor], axes: Axes, runner: ModelRunner, *, name: str, prefix: str = "") -> SpikingGraph:
     """Captures ``model`` by ``torch.export`` under the adapters of its neurons.
 
     Args:
         model: in evaluation mode.
         inputs: the example.
         axes: what is known of its axes.
-        runner: has a method ``reset()`` that resets all state.
+        runner: runs the model, and resets it.
         name: the graph's name.
         prefix: the start of module paths that is ours, not the model's.
 
@@ -63,8 +67,7 @@ def exported_graph(model: nn.Module, inputs: Sequence[Tensor], axes: Axes, runne
             notes = (f"the batch size is fixed at {batch}: {reason}",)
     if not free:
         raw = _export(model, inputs, runner)
-    graph, tensors, names = raw
-    _strip_prefix(graph, prefix)
+    graph, tensors, names = _without_prefix(raw, prefix, model) if prefix else raw
     _name_neurons(graph)
     shapes = [tuple(x.shape) for x in (axes.resized(inputs, batch) if free else inputs)]
     specs = tuple(
@@ -83,21 +86,29 @@ def exported_graph(model: nn.Module, inputs: Sequence[Tensor], axes: Axes, runne
     return SpikingGraph(graph, tensors, facts)
 
 
-def _strip_prefix(graph: fx.Graph, prefix: str) -> None:
-    for node in graph.nodes if prefix else ():
+def _without_prefix(raw: _Raw, prefix: str, model: nn.Module) -> _Raw:
+    """Module paths, tensors and inputs under the names they have in the module ``prefix``, which the model wraps."""
+    graph, tensors, names = raw
+    positional = [p.name for p in inspect.signature(model.get_submodule(prefix).forward).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    names = positional[: len(names)] if len(positional) >= len(names) else names
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    for node, name in zip(placeholders, names, strict=True):
+        node.target = name
+        node._rename(name)
+    for node in graph.nodes:
         path = node.meta.get("module_path", "")
-        node.meta["module_path"] = "" if path == prefix else path.removeprefix(prefix + ".")
+        node.meta["module_path"] = "" if path == prefix else path.removeprefix(f"{prefix}.")
+        if node.op == "get_attr":
+            node.target = str(node.target).removeprefix(f"{prefix}.")
+    return graph, {k.removeprefix(f"{prefix}."): t for k, t in tensors.items()}, names
 
 
-_Raw = tuple[fx.Graph, dict[str, Tensor], list[str]]
-
-
-def _export(model: nn.Module, inputs: Sequence[Tensor], runner: Any) -> _Raw:
+def _export(model: nn.Module, inputs: Sequence[Tensor], runner: ModelRunner) -> _Raw:
     table = torch.export.default_decompositions()
     table.pop(aten.linear.default, None)  # one operator to fold into and to lower; its decomposition is three
     runner.reset()
     try:
-        with adapters.adapted(model):
+        with adapters.unchanged(model), adapters.adapted(model):
             program = torch.export.export(model, tuple(x.clone() for x in inputs), strict=False)
         program = program.run_decompositions(table)
     except Exception as error:

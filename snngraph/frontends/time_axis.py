@@ -7,21 +7,33 @@ neuron's input at step 0 does not depend on the last of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snngraph.errors import ForwardFailedError, TimeAxisError
+from snngraph.frontends import adapters
 from snngraph.graph import LIF, LIF_STEP
 
 __all__ = ["Axes", "infer_axes"]
 
-Runner = Callable[[Sequence[Tensor]], list[Tensor]]
+
+class ModelRunner(Protocol):
+    """Runs a model from its reset state."""
+
+    model: nn.Module
+
+    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """The model's outputs."""
+
+    def reset(self) -> None:
+        """Forgets all state."""
+
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +68,11 @@ class _Watcher(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def _watch(runner: Runner, inputs: Sequence[Tensor]) -> _Watcher | None:
+def _watch(runner: ModelRunner, inputs: Sequence[Tensor]) -> _Watcher | None:
     """What the neurons see on ``inputs``; ``None`` when the model does not take them."""
     watcher = _Watcher()
     try:
-        with watcher:
+        with adapters.adapted(runner.model), watcher:  # foreign neurons are seen as their adapter's operators
             runner(inputs)
     except ForwardFailedError:
         return None
@@ -70,7 +82,7 @@ def _watch(runner: Runner, inputs: Sequence[Tensor]) -> _Watcher | None:
 class _Shapes:
     """Watches the shapes alone, without computing, where the model allows it; a network can take seconds for one real run."""
 
-    def __init__(self, runner: Runner, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, runner: ModelRunner, inputs: Sequence[Tensor]) -> None:
         self.runner = runner
         self.fake = True
         watcher = self.watch(inputs)
@@ -84,12 +96,12 @@ class _Shapes:
         if not self.fake:
             return _watch(self.runner, inputs)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with mode:
+        with adapters.unchanged(self.runner.model), mode:
             return _watch(self.runner, [mode.from_tensor(x) for x in inputs])
 
 
 def infer_axes(
-    runner: Runner,
+    runner: ModelRunner,
     inputs: Sequence[Tensor],
     *,
     time_dim: int | None | str,
@@ -166,7 +178,7 @@ def _by_size(watcher: _Watcher, inputs: Sequence[Tensor], candidates: Sequence[i
     return next((a for a in candidates if inputs[0].shape[a] == batch), None)
 
 
-def _time_dim(runner: Runner, inputs: Sequence[Tensor], steps: int, batch_dim: int | None) -> int | None:
+def _time_dim(runner: ModelRunner, inputs: Sequence[Tensor], steps: int, batch_dim: int | None) -> int | None:
     rest = [a for a in (0, 1) if a != batch_dim and all(x.dim() > a and x.shape[a] == steps for x in inputs)]
     if not rest:
         return None
@@ -186,7 +198,7 @@ def _time_dim(runner: Runner, inputs: Sequence[Tensor], steps: int, batch_dim: i
     )
 
 
-def _dependence(runner: Runner, inputs: Sequence[Tensor], axis: int, steps: int, before: _Watcher) -> str:
+def _dependence(runner: ModelRunner, inputs: Sequence[Tensor], axis: int, steps: int, before: _Watcher) -> str:
     """How the first neuron's input depends on the last entry along ``axis``.
 
     ``"follows"``: it changes at the last step and not at step 0. ``"static"``: it changes alike at all steps, as when a channel of a
