@@ -1,0 +1,420 @@
+"""Times engines and their peers in turn, and checks in the same run that they are right.
+
+In every round each contender runs once (a quick one several times), in an order that rotates from round to round, so that a
+machine that slows down slows all of them down. A short pause, and an untimed call of the quick ones, keep one contender's
+spinning threads and cold caches out of the next one's time. All have the same number of threads.
+
+**Ratios** are taken within a round and their median is reported, which a drifting machine hardly changes.
+
+**Right** means as right as float32. Outputs are compared with the graph in float64, over several inputs. A contender that
+computes below float32 is not exact. Neither is one whose outputs are off on average by more than :data:`ERROR_RATIO` times what
+PyTorch's float32 is off by, unless that comes of too few spikes to tell from chance (``f + 3 sqrt(f + 1)`` inputs off, at least 8
+inputs). Of an engine the spikes are checked too, by :func:`snngraph.verify`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import gc
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from snngraph import api
+from snngraph.errors import SnnGraphError
+from snngraph.frontends import adapters
+from snngraph.frontends.capture import outputs_of, trace
+from snngraph.graph import SpikingGraph
+from snngraph.peers import PEERS, Contender, Inputs, PlainModel, build_peer, engine_contender, first_line, quiet
+from snngraph.report.benchmark import BenchmarkReport, Row, hardware, versions
+from snngraph.runtime.backend import usable_cores
+from snngraph.runtime.engine import Engine
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+__all__ = ["PEERS", "BenchmarkError", "BenchmarkReport", "Row", "compare"]
+
+ERROR_RATIO: Final = 4.0
+OFF: Final = 1e-4  # of the largest output
+ROUNDING: Final = 1e-6  # of the mean output: what float32 may be off by where PyTorch's happens to be exact
+CHECKED: Final = 8
+TARGETS: Final = ("openvino", "onnxruntime")
+_PAUSE: Final = 0.02  # seconds between two contenders
+_QUICK: Final = 0.1  # seconds; what is quicker runs once untimed before it is timed
+_TURN: Final = 0.01  # seconds; so long, or _CALLS calls, a quick contender runs in each round
+_CALLS: Final = 10
+
+Progress = Callable[[str, int, int], object]
+
+
+class BenchmarkError(SnnGraphError, ValueError):
+    """A benchmark can not be run as asked."""
+
+
+def compare(
+    model: nn.Module,
+    example: Tensor | tuple[Tensor, ...],
+    *,
+    engine: Engine | None = None,
+    peers: Sequence[str] | None = None,
+    rounds: int = 20,
+    threads: int | None = None,
+    progress: Progress | None = None,
+    graph: SpikingGraph | None = None,
+    check: Sequence[Tensor | tuple[Tensor, ...]] | None = None,
+) -> BenchmarkReport:
+    """Times a model's engines against its peers, all in this process, and checks all their outputs.
+
+    Args:
+        model: in evaluation mode, taking whole sequences.
+        example: the input to time, or a tuple of them.
+        engine: an engine of this model, for this batch size; by default one is built for each of :data:`TARGETS`.
+        peers: names out of :data:`PEERS`; all of them by default.
+        rounds: how often each runs in turn.
+        threads: CPU threads for each; by default those of ``engine``, or one for every usable core.
+        progress: called with what is being done, how many parts are done, and of how many.
+        graph: the model's graph, where it was traced already.
+        check: inputs, of the shape of ``example``, to check outputs and spikes on; by default it, shifted :data:`CHECKED` times.
+
+    Raises:
+        BenchmarkError: no such peer, no rounds, or no engine to compare with.
+        CaptureError: the model can not be traced.
+        InputError: the example does not fit the engine.
+        TargetError: the engine can not be built.
+    """
+    if rounds < 1:
+        raise BenchmarkError(f"rounds={rounds}: expected at least 1")
+    if threads is not None and threads < 1:
+        raise BenchmarkError(f"threads={threads}: expected at least 1")
+    names = _peer_names(peers)
+    if threads is None:
+        threads = usable_cores() if engine is None else int(engine.properties()["threads"])
+    inputs = _as_inputs(example)
+    checked = [_as_inputs(x) for x in check] if check is not None else _shifted(inputs, CHECKED)
+    if not checked or any([x.shape for x in each] != [x.shape for x in inputs] for each in checked):
+        raise BenchmarkError("check: expected at least one input, all of the example's shape")
+    wanted = list(TARGETS) if engine is None else [engine.target]
+    tell = _Tell(progress, total=1 + 2 * (len(names) + len(wanted)) + 1)
+    date, load = datetime.now(UTC).isoformat(timespec="seconds"), _load()
+    with _torch_threads(threads), adapters.fresh_state(model), quiet(), contextlib.ExitStack() as stack:
+        tell("trace the model; outputs in float64")
+        graph = trace(model, inputs) if graph is None else graph
+        judge = _Judge(graph, model, checked)
+        entries: list[_Entry] = []
+        plain = PlainModel(model, inputs)
+        for name in names:
+            tell(f"build {name}")
+            entries.append(_built(name, "peer", lambda name=name: build_peer(name, plain, threads)))  # type: ignore[misc]
+        for target in wanted:
+            tell(f"build snngraph {target}")
+            entries.append(_engine_entry(graph, target, engine, threads, stack))
+        for entry in entries:
+            tell(f"check {entry.row.name}")
+            _check(entry, judge, checked)
+        running = [entry for entry in entries if entry.contender is not None]
+        if all(entry.row.kind != "engine" for entry in running):
+            raise BenchmarkError("no engine runs: " + "; ".join(e.row.failure for e in entries if e.row.kind == "engine"))
+        _time(running, inputs, rounds, tell)
+        rows = tuple(_row(entry, running) for entry in entries)
+        for entry in running:
+            assert entry.contender is not None
+            entry.contender.close()
+    tell("done")
+    return BenchmarkReport(
+        model=graph.name,
+        inputs=tuple(tuple(x.shape) for x in inputs),
+        checked=len(checked),
+        rounds=rounds,
+        threads=threads,
+        rows=rows,
+        peak_rss_mb=_peak_rss_mb(),
+        hardware=hardware(),
+        versions=versions(),
+        date=date,
+        load=(load, _load()),
+        firing_rates=judge.firing_rates,
+    )
+
+
+@dataclass
+class _Entry:
+    """A row in the making."""
+
+    row: Row
+    contender: Contender | None = None
+    engine: Engine | None = None
+    turns: list[list[float]] = field(default_factory=list)  # seconds of every call, by round
+
+    def fail(self, error: BaseException) -> None:
+        self.row, self.contender = replace(self.row, failure=first_line(error), exact=False), None
+
+
+class _Tell:
+    """Counts the parts of a benchmark for whoever watches it."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self.progress, self.total, self.done = progress, total, -1
+
+    def __call__(self, what: str, *, step: bool = True) -> None:
+        self.done += step
+        if self.progress is not None:
+            self.progress(what, min(self.done, self.total), self.total)
+
+
+def _peer_names(peers: Sequence[str] | None) -> list[str]:
+    names = []
+    for given in PEERS if peers is None else peers:
+        name = given.partition(" (")[0]  # "OpenVINO default (bf16)" is how a report names it
+        if name not in PEERS:
+            near = difflib.get_close_matches(name, PEERS, 1, cutoff=0.4)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise BenchmarkError(f"no peer is named {given!r}{hint} Known: {', '.join(PEERS)}")
+        if name not in names:
+            names.append(name)
+    return names
+
+
+def _as_inputs(example: Tensor | tuple[Tensor, ...]) -> Inputs:
+    values = example if isinstance(example, tuple) else (example,)
+    return tuple(torch.as_tensor(x).detach().contiguous() for x in values)
+
+
+def _shifted(inputs: Inputs, count: int) -> list[Inputs]:
+    """The example, and others like it: shifted along its last axis, which in an image leaves its structure as it is."""
+    return [tuple(x.roll(k, -1) if x.dim() else x for x in inputs) for k in range(count)]
+
+
+def _engine_entry(graph: SpikingGraph, target: str, engine: Engine | None, threads: int, stack: contextlib.ExitStack) -> _Entry:
+    """The given engine, or one built for the target; ``stack`` closes what is built here."""
+    start = time.perf_counter()
+    try:
+        if engine is None:
+            used = stack.enter_context(api.build(api.optimize(graph, target), target, threads=threads))
+        elif int(engine.properties()["threads"]) != threads:
+            used = stack.enter_context(Engine(engine.manifest, engine.model, threads=threads))
+        else:
+            used = engine
+    except SnnGraphError as error:
+        if engine is not None:
+            raise
+        return _Entry(Row(f"snngraph {target}", "engine", failure=first_line(error)))
+    contender = engine_contender(f"snngraph {target} {used.precision}", used)
+    built = None if used is engine else time.perf_counter() - start
+    return _Entry(Row(contender.name, "engine", build_seconds=built), contender, used)
+
+
+def _built(name: str, kind: Any, build: Callable[[], Contender]) -> _Entry:
+    start = time.perf_counter()
+    try:
+        contender = build()
+    except Exception as error:  # any library may raise anything; a peer that can not be built is shown with its reason
+        return _Entry(Row(name, kind, failure=first_line(error)))
+    row = Row(contender.name, kind, contender.settings, contender.precision, build_seconds=time.perf_counter() - start)
+    return _Entry(row, contender)
+
+
+# -- right or wrong ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Error:
+    """How far outputs are off from float64's, over all inputs."""
+
+    largest: float
+    mean: float
+    inputs_off: int
+    predictions_equal: int
+
+
+class _Judge:
+    """Knows float64's outputs, and how far PyTorch's float32 is off."""
+
+    def __init__(self, graph: SpikingGraph, model: nn.Module, checked: Sequence[Inputs]) -> None:
+        self.graph = graph
+        exact = graph.to(torch.float64)
+        with torch.no_grad():
+            self.reference = [[y.double().numpy() for y in outputs_of(exact(*(x.double() for x in each)))] for each in checked]
+        self.dims = [spec.batch_dim for spec in graph.outputs]
+        size = [np.abs(y) for outputs in self.reference for y in outputs if y.size]
+        self.largest = max((float(y.max()) for y in size), default=0.0)
+        self.magnitude = statistics.fmean(float(y.mean()) for y in size) if size else 0.0
+        self.firing_rates: dict[str, float] = {}
+        found = []
+        for each in checked:
+            adapters.reset_state(model)
+            with torch.inference_mode():
+                found.append([y.numpy() for y in outputs_of(model(*each))])
+        self.float32 = self.error(found)
+
+    def error(self, found: Sequence[Sequence[Array]]) -> _Error:
+        largest, total, count, off, equal = 0.0, 0.0, 0, 0, 0
+        for outputs, reference in zip(found, self.reference, strict=True):
+            far = 0.0
+            for y, wanted in zip(outputs, reference, strict=True):
+                if y.shape != wanted.shape:
+                    raise BenchmarkError(f"an output has shape {y.shape}, expected {wanted.shape}")
+                error = np.where(y == wanted, 0.0, np.abs(y.astype(np.float64) - wanted))
+                far = float(np.maximum(far, error.max(initial=0.0)))  # keeps NaN
+                total, count = total + float(error.sum()), count + error.size
+            largest = float(np.maximum(largest, far))
+            off += not far <= OFF * self.largest
+            equal += self._same_prediction(outputs[0], reference[0])
+        return _Error(largest, total / count if count else 0.0, off, equal)
+
+    def _same_prediction(self, y: Array, wanted: Array) -> bool:
+        """By the first output: all samples' largest class is one of float64's largest."""
+        dim = self.dims[0]
+        if dim is None or y.ndim < 2 or y.size == 0:
+            return bool((np.abs(y - wanted) <= 1e-3 * self.largest).all())
+        time_dim = self.graph.outputs[0].time_dim
+        if time_dim is not None and y.ndim > 2:
+            y, wanted, dim = y.mean(time_dim), wanted.mean(time_dim), dim - (time_dim < dim)
+        y, wanted = np.moveaxis(y, dim, 0), np.moveaxis(wanted, dim, 0)
+        chosen = np.take_along_axis(wanted, np.nan_to_num(y, nan=-np.inf).argmax(1, keepdims=True), 1)
+        best = wanted.max(1, keepdims=True)
+        return bool((chosen >= best - 1e-6 * np.abs(best)).all()) and not bool(np.isnan(y).any())
+
+    def remark(self, precision: str, error: _Error, inputs: int) -> str:
+        """Why a contender is not exact; empty where it is."""
+        words = (
+            f"outputs off by up to {error.largest:.2g} on {error.inputs_off} of {inputs} inputs "
+            f"(PyTorch float32: {self.float32.largest:.2g} on {self.float32.inputs_off})"
+        )
+        if precision not in ("f32", "f64"):
+            return f"computes in {precision}; {words}"
+        if error.mean <= max(ERROR_RATIO * self.float32.mean, ROUNDING * self.magnitude):
+            return ""
+        few = self.float32.inputs_off + 3 * math.sqrt(self.float32.inputs_off + 1)
+        if inputs >= CHECKED and error.inputs_off <= few and not math.isnan(error.largest):
+            return ""
+        return words
+
+
+def _check(entry: _Entry, judge: _Judge, checked: Sequence[Inputs]) -> None:
+    """Fills in errors and, of an engine, flips."""
+    if (contender := entry.contender) is None:
+        return
+    try:
+        error = judge.error([contender.outputs(each) for each in checked])
+    except Exception as reason:  # see _built
+        if entry.row.kind == "engine":
+            raise
+        entry.fail(reason)
+        return
+    remark = judge.remark(contender.precision, error, len(checked))
+    entry.row = replace(
+        entry.row,
+        settings=contender.settings,
+        precision=contender.precision,
+        error=error.largest,
+        mean_error=error.mean,
+        inputs_off=error.inputs_off,
+        predictions_equal=error.predictions_equal,
+        exact=not remark,
+        remark=remark,
+    )
+    if entry.engine is None:
+        return
+    report = api.verify(judge.graph, entry.engine, [tuple(x.numpy() for x in each) for each in checked])
+    judge.firing_rates = {layer.name: layer.rate for layer in report.layers}
+    remarks = [*([remark] if remark else []), *report.problems]
+    entry.row = replace(
+        entry.row,
+        flips=report.flips_engine,
+        flips_float32=report.flips_float32,
+        exact=report.ok and entry.row.exact,
+        remark="; ".join(remarks),
+    )
+
+
+# -- timing --------------------------------------------------------------------------------------------------------------------
+
+
+def _time(entries: Sequence[_Entry], inputs: Inputs, rounds: int, tell: _Tell) -> None:
+    contenders = [
+        (entry, contender, contender.prepare(inputs)) for entry in entries if (contender := entry.contender) is not None
+    ]
+    calls: dict[str, int] = {}
+    warm: dict[str, bool] = {}
+    for _, contender, prepared in contenders:
+        least = min(_once(contender, prepared) for _ in range(2))
+        calls[contender.name] = max(1, min(_CALLS, int(_TURN / least))) if least else _CALLS
+        warm[contender.name] = least < _QUICK
+    gc.collect()
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for k in range(rounds):
+            tell(f"time, round {k + 1} of {rounds}", step=k == 0)
+            first = k % len(contenders)
+            for entry, contender, prepared in contenders[first:] + contenders[:first]:
+                time.sleep(_PAUSE)
+                if warm[contender.name]:
+                    _once(contender, prepared)
+                entry.turns.append([_once(contender, prepared) for _ in range(calls[contender.name])])
+    finally:
+        if collecting:
+            gc.enable()
+
+
+def _once(contender: Contender, prepared: Any) -> float:
+    contender.before()
+    start = time.perf_counter()
+    contender.call(prepared)
+    return time.perf_counter() - start
+
+
+def _row(entry: _Entry, running: Sequence[_Entry]) -> Row:
+    if entry.contender is None:
+        return entry.row
+    engine = next(other for other in running if other.row.kind == "engine")
+    seconds = sorted(s for turn in entry.turns for s in turn)
+    ratios = [statistics.median(a) / statistics.median(b) for a, b in zip(entry.turns, engine.turns, strict=True)]
+    return replace(
+        entry.row,
+        samples=len(seconds),
+        best_ms=1e3 * seconds[0],
+        median_ms=1e3 * statistics.median(seconds),
+        p99_ms=1e3 * seconds[min(len(seconds) - 1, math.ceil(0.99 * len(seconds)) - 1)],
+        ratio=statistics.median(ratios),
+    )
+
+
+# -- the process ---------------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _torch_threads(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _load() -> float:
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def _peak_rss_mb() -> float:
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
