@@ -58,13 +58,13 @@ def inspect(
     both = after or bool(chosen) or model == DEMO
     if both:
         out.print("== before the passes ==", style="bold")
-    out.print(repr(graph), graph.format())
+    out.print(repr(graph), graph.format().rstrip())
     if both:
         with out.stage("optimize"):
             optimized = snngraph.optimize(graph, target, passes=chosen or None)
         out.print("")
         out.print("== after the passes ==", style="bold")
-        out.print(repr(optimized), f"passes: {', '.join(optimized.history)}", optimized.format())
+        out.print(repr(optimized), f"passes: {', '.join(optimized.history)}", optimized.format().rstrip())
         document["optimized"] = _graph(optimized)
     out.result(document)
 

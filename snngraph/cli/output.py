@@ -23,8 +23,8 @@ __all__ = ["Output"]
 
 _WIDTH = 132  # of tables where stdout is no terminal
 _HINTS: dict[type[SnnGraphError], str] = {
-    ArtifactExistsError: "On the command line: --force.",
-    TrainingModeError: "On the command line: --eval.",
+    ArtifactExistsError: "--force",
+    TrainingModeError: "--eval",
 }
 
 
@@ -108,7 +108,7 @@ class Output:
         """An error: one red paragraph for what is ``expected``, else a traceback and a hint."""
         if debug or not expected:
             self.err.print("".join(traceback.format_exception(error)), soft_wrap=True, end="")
-        hint = next((f" {text}" for kind, text in _HINTS.items() if isinstance(error, kind)), "")
+        hint = next((f" (on the command line: {text})" for kind, text in _HINTS.items() if isinstance(error, kind)), "")
         if expected:
             self.err.print(f"error: {error}{hint}", style="bold red", soft_wrap=True)
         else:
