@@ -190,6 +190,7 @@ class _Parser:
         self.graph = fx.Graph()
         self.tensors: dict[str, Tensor] = {}
         self.names: dict[str, fx.Node] = {}
+        self.reserved: set[str] = set()
         self.steps = 0
         self.mode = torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True)
 
@@ -202,6 +203,7 @@ class _Parser:
             raise GraphParseError(f"no input before '->'; expected something like x[4, N, 8], got {head.strip()!r}")
         lines = [line.strip() for line in re.split(r"\n|;", body)]
         statements = [line for line in lines if line and not line.startswith("#")]
+        self.reserved = {line.partition("=")[0].strip() for line in statements}
         for k, line in enumerate(statements):
             self._statement(line, last=k == len(statements) - 1)
         dims = tuple(s.time_dim for s in specs)
@@ -315,7 +317,8 @@ class _Parser:
             variance = args[4]
             self.tensors[variance.target] = self.tensors[variance.target].abs() + 0.5
         title = target._schema.name.split("::")[1].lstrip("_") if hasattr(target, "_schema") else "getitem"
-        node = self.graph.create_node("call_function", target, args, keywords, name=title)
+        name = f"{title}_unnamed" if title in self.reserved else title  # a statement may yet take the operator's own name
+        node = self.graph.create_node("call_function", target, args, keywords, name=name)
         fakes, fake_keywords = fx.node.map_arg((args, keywords), lambda n: n.meta["val"])
         with self.mode:
             node.meta["val"] = target(*fakes, **fake_keywords)
