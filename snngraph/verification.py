@@ -261,7 +261,7 @@ def _array(value: Any, spec: TensorSpec) -> Array:
 
 @dataclass(slots=True)
 class _Trace:
-    """One layer's spikes and membrane potential ``[T, N, neurons]``, and its threshold, broadcast alike."""
+    """One layer's spikes (float32) and membrane potential (float64) ``[T, N, neurons]``, and its threshold, broadcast alike."""
 
     s: Tensor
     h: Tensor
@@ -303,9 +303,13 @@ class _Recorder(fx.Interpreter):
     def pop(self, name: str) -> _Trace:
         """One layer, and forgets it."""
         steps = self.steps.pop(name)
-        joined = [torch.cat(parts) for parts in zip(*((p.s, p.h, p.threshold) for p in steps), strict=True)]
+        joined = (_join(parts) for parts in zip(*((p.s, p.h, p.threshold) for p in steps), strict=True))
         s, h, threshold = (x.flatten(2) if x.dim() > 2 else x.unsqueeze(2) for x in joined)
-        return _Trace(s, h.double(), threshold)
+        return _Trace(s.float(), h.double(), threshold)
+
+
+def _join(steps: Sequence[Any]) -> Tensor:
+    return steps[0] if len(steps) == 1 else torch.cat(list(steps))
 
 
 class _ChannelsLast(_Recorder):
@@ -396,8 +400,10 @@ class _Difference:
 
 
 def _flipped(s: Tensor, reference: Tensor) -> Tensor:
-    s, reference = s.double(), reference.double()
-    return ~((s - reference).abs() <= SPIKE_TOLERANCE * reference.abs())
+    differs = s != reference
+    if differs.any():
+        differs &= ~((s - reference).abs() <= SPIKE_TOLERANCE * reference.abs())
+    return differs
 
 
 @dataclass(slots=True)
@@ -504,7 +510,7 @@ class _Comparison:
         recorder = _Recorder(self.exact)
         reference = self._kept(recorder(arrays), n)
         whole = {layer.name: recorder.pop(layer.name) for layer in self.layers}
-        spikes = {name: trace.s.float() for name, trace in whole.items()}
+        spikes = {name: trace.s for name, trace in whole.items()}
         exact = {name: _first(trace, n) for name, trace in whole.items()}
         for name, trace in exact.items():
             self.tallies[name].add_reference(trace)
