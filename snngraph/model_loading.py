@@ -299,7 +299,8 @@ def _is_dict(content: Any) -> bool:
 
 
 def _without_prefix(state: dict[str, Tensor], wanted: Mapping[str, Any]) -> dict[str, Tensor]:
-    for prefix in _PREFIXES:
-        if state and all(name.startswith(prefix) for name in state) and not all(name in wanted for name in state):
-            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    for _ in _PREFIXES:  # DataParallel may hold a compiled model, or a compiled model DataParallel
+        for prefix in _PREFIXES:
+            if all(name.startswith(prefix) for name in state) and not all(name in wanted for name in state):
+                state = {name.removeprefix(prefix): value for name, value in state.items()}
     return state

@@ -19,7 +19,13 @@ def main() -> None:
         app(prog_name="snngraph")
     except KeyboardInterrupt:
         sys.exit(130)
+    except _Terminated:
+        sys.exit(128 + signal.SIGTERM)
+
+
+class _Terminated(BaseException):
+    """Like ``KeyboardInterrupt``: nothing in between takes it for an error. A ``SystemExit`` may be a model's own."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    sys.exit(128 + number)
+    raise _Terminated

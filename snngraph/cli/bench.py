@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from snngraph.cli.options import BuildOptions, ExampleOptions, Force, ModelOptions, RandomOptions
+from snngraph.cli.options import ExampleOptions, Force, ModelOptions, RandomOptions, Threads, TraceOptions
 from snngraph.cli.output import Output
 
 if TYPE_CHECKING:
@@ -18,30 +19,34 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "snngraph bench net.py:build --weights net.pt --input example.npy --save bench.json",
-    "snngraph bench net.snn net.py:build --weights net.pt --peer eager --peer onnxruntime",
+    "snngraph bench net.snn net.py:build --weights net.pt --peer PyTorch --peer 'ONNX Runtime'",
     "snngraph bench net.snn --threads 2",
 )
 
 
 def bench(
     out: Output,
-    subject: Annotated[str, typer.Argument(metavar="MODEL|ENGINE", help="A model to build an engine of, or an engine file.")],
+    subject: Annotated[str, typer.Argument(metavar="MODEL|ENGINE", help="A model to build engines of, or an engine file.")],
     source: ModelOptions,
     example: ExampleOptions,
     random: RandomOptions,
-    build: BuildOptions,
+    trace: TraceOptions,
     model: Annotated[
         str | None, typer.Argument(metavar="MODEL", help="With an engine file: the model it came from, for the peers.")
     ] = None,
-    peer: Annotated[list[str] | None, typer.Option(metavar="NAME", help="A peer to time; repeatable.  [default: all]")] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 20,
+    target: Annotated[str | None, typer.Option(help="Build the engine for this target.  [default: one for each]")] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="A peer to time, as 'ONNX Runtime'; repeatable.  [default: all]")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each is timed in turn.")] = 20,
+    threads: Threads = None,
     save: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the result as .json.")] = None,
     force: Force = False,
 ) -> int:
-    """Time an engine against its peers: the model in PyTorch, torch.compile, and other runtimes.
+    """Time engines against their peers: the model in PyTorch, torch.compile, and other runtimes.
 
-    All are timed in turn in one run, after a warm-up, and the engine's spikes are checked. An engine file without its model is
-    timed alone.
+    All are timed in turn in one run, and the engines' spikes are checked: exit code 1 says that one is not right. An engine file
+    without its model is timed alone.
     """
     from snngraph.cli.arrays import check_output
 
@@ -49,70 +54,64 @@ def bench(
     is_engine = Path(subject).suffix == ".snn" or Path(subject).is_file()
     if not is_engine and model is not None:
         raise typer.BadParameter(f"{subject!r} is no engine file, and a second model was given")
+    if is_engine and target is not None:
+        raise typer.BadParameter("--target belongs to a model; an engine file is timed as it is")
+    if trace.time_steps is not None:
+        raise typer.BadParameter("bench times models that take whole sequences: --time-steps is for models that take one step")
     if is_engine and model is None:
-        return _alone(out, Path(subject), example, random, build, rounds, save)
-    return _compared(out, subject if is_engine else None, model or subject, source, example, random, build, peer, rounds, save)
+        return _alone(out, Path(subject), example, random, threads, rounds, save)
 
-
-def _compared(
-    out: Output,
-    engine: str | None,
-    model: str,
-    source: ModelOptions,
-    example: ExampleOptions,
-    random: RandomOptions,
-    build: BuildOptions,
-    peers: list[str] | None,
-    rounds: int,
-    save: Path | None,
-) -> int:
     import torch
 
     import snngraph
     from snngraph import benchmark
-    from snngraph.cli.models import example_inputs, named_model
+    from snngraph.cli.models import capture, example_inputs, named_model
 
-    if engine is not None:
-        network = snngraph.load(engine, threads=build.threads)
-        given = example.input or example.shape
-        inputs = example_inputs(out, model, example, random) if given else _random_inputs(out, network, random)
-        net = named_model(out, model, source)
-    else:
-        inputs = example_inputs(out, model, example, random)
-        net = named_model(out, model, source)
-        with out.stage("convert"):
-            network = snngraph.convert(
+    with contextlib.ExitStack() as stack:
+        network: Engine | None = None
+        if is_engine:
+            assert model is not None
+            network = stack.enter_context(snngraph.load(subject, threads=threads))
+            if example.input or example.shape:
+                inputs = example_inputs(out, model, example, random)
+            else:
+                inputs = tuple(map(torch.from_numpy, _random_inputs(out, network, random)))
+            net, graph = named_model(out, model, source), None
+            if trace != TraceOptions():
+                graph = snngraph.trace(net, inputs, **trace.keywords())
+        else:
+            captured = capture(out, subject, source, example, random, trace)
+            net, inputs, graph = captured.model, captured.example, captured.graph
+            if target is not None:
+                with out.stage("build"):
+                    built = snngraph.build(snngraph.optimize(graph, target), target, threads=threads)
+                network = stack.enter_context(built)
+        with out.progress("bench") as advance:
+            report = benchmark.compare(
                 net,
                 inputs,
-                target=build.target,
-                precision=build.precision,
-                mode=build.mode,
-                batch_size=build.batch_size(),
-                passes=build.passes or None,
-                threads=build.threads,
+                engine=network,
+                peers=peer,
+                rounds=rounds,
+                threads=threads,
+                progress=lambda what, done, total: advance(done, total),
+                graph=graph,
             )
-    if len(inputs) != 1:
-        raise typer.BadParameter(f"bench times models with one input, got {len(inputs)}")
-    (x,) = (value if isinstance(value, torch.Tensor) else torch.from_numpy(value) for value in inputs)
-    with network, out.progress("bench") as advance:
-        report = benchmark.compare(
-            net,
-            x,
-            engine=network,
-            peers=peers or None,
-            rounds=rounds,
-            threads=build.threads,
-            progress=lambda name, done, total: advance(done, total),
-        )
     if save is not None:
         report.save(save)
     out.print(report)
     out.result(report.to_dict())
-    return 0
+    return 0 if report.ok else 1
 
 
 def _alone(
-    out: Output, path: Path, example: ExampleOptions, random: RandomOptions, build: BuildOptions, rounds: int, save: Path | None
+    out: Output,
+    path: Path,
+    example: ExampleOptions,
+    random: RandomOptions,
+    threads: int | None,
+    rounds: int,
+    save: Path | None,
 ) -> int:
     import json
 
@@ -122,7 +121,7 @@ def _alone(
     from snngraph.runtime import artifact
     from snngraph.runtime.engine import load
 
-    with load(path, threads=build.threads) as network:
+    with load(path, threads=threads) as network:
         if example.input:
             inputs = [read_array(file, out, spec.dtype) for file, spec in zip(example.input, network.inputs, strict=False)]
         elif example.shape:
