@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from snngraph.lowering.builder import Builder, Refusal, Shape, Value, numel
-from snngraph.lowering.table import Table, as_tensor, number, pointwise
+from snngraph.lowering.builder import Builder, Refusal, Shape, Value, merged, numel
+from snngraph.lowering.reductions import reduced
+from snngraph.lowering.table import Table, number, pointwise
 
 __all__ = ["TABLE"]
 
@@ -60,9 +61,10 @@ def _transposed(builder: Builder, value: Value) -> Value:
 
 @TABLE.on(aten.linear.default)
 def _linear(builder: Builder, node: fx.Node, input: Value, weight: Value, bias: Value | None = None) -> Value:
-    """On whatever dimensions stand before the features: they are rows."""
+    """Whatever dimensions stand before the features are rows."""
     shape = builder.shape(node)
-    rows: Shape = input.layout if input.source is None and input.layout[-1:] == input.shape[-1:] else input.shape
+    as_held = input.source is None and input.layout[-1:] == input.shape[-1:] and len(input.layout) > 1
+    rows: Shape = input.layout if as_held else merged(input.shape) if len(input.shape) > 2 else input.shape
     x, layout = builder.view(input, rows), (*rows[:-1], weight.shape[0])
     if len(rows) == 2:
         operands = [x, weight] if bias is None else [x, weight, bias]
@@ -145,20 +147,21 @@ def _batch_statistics(
     momentum: float,
     eps: float,
 ) -> tuple[Value | None, ...]:
-    axes = as_tensor([0, *range(2, len(input.shape))])
+    axes = [0, *range(2, len(input.shape))]
     channels: Shape = (1, input.shape[1], *[1] * (len(input.shape) - 2))
-    y = _normalised(builder, input, axes, eps, channels)
+    y = _normalised(builder, input, axes, eps)
     return _affine(builder, y, weight, bias, channels[1:]), None, None
 
 
-def _normalised(builder: Builder, x: Value, axes: Tensor, eps: float, kept: Shape) -> Value:
+def _normalised(builder: Builder, x: Value, axes: Sequence[int], eps: float) -> Value:
     """``(x - mean) / sqrt(variance + eps)`` over ``axes``; the variance from the centred values, as PyTorch does."""
     dtype = torch.float32
-    mean = builder.value(builder.emit("ReduceMean", x, axes), kept)
+    mean = reduced(builder, "ReduceMean", x, axes, keepdim=True)
     centred = pointwise(builder, x.shape, "Sub", [x, mean], dtype)
     square = pointwise(builder, x.shape, "Mul", [centred, centred], dtype)
-    variance = builder.value(builder.emit("ReduceMean", square, axes), kept)
-    root = builder.value(builder.emit("Sqrt", pointwise(builder, kept, "Add", [variance, number(builder, eps)], dtype)), kept)
+    variance = reduced(builder, "ReduceMean", square, axes, keepdim=True)
+    root = pointwise(builder, mean.shape, "Add", [variance, number(builder, eps)], dtype)
+    root = pointwise(builder, mean.shape, "Sqrt", [root], dtype)
     return pointwise(builder, x.shape, "Div", [centred, root], dtype)
 
 
@@ -198,5 +201,5 @@ def _group_norm(
     samples, features = input.shape[0], numel(input.shape[1:])
     assert isinstance(features, int)
     grouped = builder.view(input, (samples, group, features // group))
-    y = builder.view(_normalised(builder, grouped, as_tensor([2]), eps, (samples, group, 1)), input.shape)
+    y = builder.view(_normalised(builder, grouped, [2], eps), input.shape)
     return _affine(builder, y, weight, bias, (C, *[1] * (len(input.shape) - 2))), None, None

@@ -3,6 +3,9 @@
 What is left out changes no result: a factor of exactly 1; an addend of exactly 0 and the charge of a membrane at exactly 0, which
 could only turn a zero's sign (``0 + -0 = 0``; no comparison sees it); arithmetic on constants, done here with PyTorch's own rules
 (a 0-d float64 number counts as a Python number). Resets stay selects: a product would make ``0 * inf = NaN``.
+
+ONNX Runtime then gives PyTorch's float32 to the bit. OpenVINO fuses ``decay*v + x`` into one rounding, which is closer to float64
+and equal to the bit where the decay is a power of two; and its comparisons hold for NaN, so there a NaN fires.
 """
 
 from __future__ import annotations
@@ -165,6 +168,8 @@ class _Cell:
             current = current if p["syn_gain"] is None else a.mul(p["syn_gain"], current)
             current = current if i is None or _all(i, 0) else a.add(a.mul(p["syn_decay"], i), current)
         if self.delay != "none":
+            if isinstance(v, Tensor):  # as the reference: decided, and reset, in float32
+                v = v.float().reshape(v.shape or 1)
             decided = self.fired(v)  # the same nodes as the last step's spikes: the builder emits equal nodes once
             if self.delay == "before":
                 v = self.apply_reset(v, decided)
@@ -172,14 +177,14 @@ class _Cell:
         h = charge if _all(v, 0) else a.add(a.mul(self._given("decay"), v), charge)
         if p["bias"] is not None:
             h = a.add(h, p["bias"])
-        if self.delay == "with":
+        if self.delay in ("with", "both"):
             h = self.apply_reset(h, decided)
-        if p["floor"] is not None and self.delay != "none":
+        if p["floor"] is not None and self.delay in ("before", "with"):
             h = a.maximum(h, p["floor"])
         emitted = self.fired(h)
         v = h
-        if self.delay == "none" and not last:
-            v = self.apply_reset(h, emitted)
+        if self.delay in ("none", "both") and not last:
+            v = self.apply_reset(h, (a.sub(emitted[0], decided[0]), None) if self.delay == "both" else emitted)
             if p["floor"] is not None:
                 v = a.maximum(v, p["floor"])
         s = emitted[0] if p["level"] is None else a.mul(p["level"], emitted[0])

@@ -219,16 +219,18 @@ class _Lowering:
 
     def _finish(self, outputs: Sequence[fx.Node], layers: tuple[NeuronLayer, ...]) -> Lowered:
         specs = [replace(s, shape=_free(self.builder.shape(n))) for s, n in zip(self.graph.outputs, outputs, strict=True)]
+        nodes = self.builder.finished_nodes()
+        used = {name for node in nodes for name in node.input}
         model = helper.make_model(
             helper.make_graph(
-                self.builder.finished_nodes(),
+                nodes,
                 self.graph.name,
                 [
                     _info(s.name, self.builder.shape(n), _dtype(s))
                     for s, n in zip(self.inputs, self._placeholders(self.graph), strict=True)
                 ],
                 [_info(s.name, self.builder.shape(n), n.meta["val"].dtype) for s, n in zip(specs, outputs, strict=True)],
-                list(self.builder.initializers.values()),
+                [tensor for name, tensor in self.builder.initializers.items() if name in used],  # others were folded
             ),
             opset_imports=[helper.make_opsetid("", OPSET)],
             ir_version=_IR_VERSION,

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import fx
 
-from snngraph.lowering.builder import Builder, Refusal, Shape, Value, merged, numel
+from snngraph.lowering.builder import Builder, Refusal, Shape, Value, numel
 from snngraph.lowering.elementwise import truth
 from snngraph.lowering.table import Table, as_tensor, number, pointwise, stacked_layout
 
@@ -28,9 +27,13 @@ def reduced(builder: Builder, op: str, x: Value, dims: Sequence[int] | int | Non
     kept: Shape = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
     shape = kept if keepdim else tuple(n for d, n in enumerate(x.shape) if d not in axes)
     if stacked_layout(x) and axes[0] > 1:
-        tensor = builder.emit(op, x.tensor, as_tensor([d - 1 for d in axes]), keepdims=int(keepdim))
-        return builder.value(tensor, shape, x.dtype, layout=merged(shape))
-    return builder.value(builder.emit(op, x, as_tensor(axes), keepdims=int(keepdim)), shape, x.dtype)
+        x, axes = builder.view(x, x.layout), [d - 1 for d in axes]
+    if len(x.shape) == 3:
+        # OpenVINO (2026.4) fuses a per-channel operator behind a reduction of three dimensions along the wrong one; and, told to
+        # drop dimensions, it has merged reductions wrongly (its issue 31833). Four dimensions, all kept, are right, and free.
+        x = builder.view(x, (*x.shape, 1))
+    layout = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
+    return builder.value(builder.emit(op, x, as_tensor(axes), keepdims=1), shape, x.dtype, layout=layout)
 
 
 _REDUCTIONS: dict[Any, str] = {
@@ -112,10 +115,10 @@ def _variance(
     if not less:
         return reduced(builder, "ReduceMean", square, dim, keepdim=keepdim)
     total = reduced(builder, "ReduceSum", square, dim, keepdim=keepdim)
-    before, after = numel(self.shape), numel(reduced(builder, "ReduceMean", self, dim, keepdim=True).shape)
-    if not (isinstance(before, int) and isinstance(after, int)):
-        raise Refusal("a corrected variance at a free batch size; build with a fixed batch size")
-    return pointwise(builder, total.shape, "Mul", [total, number(builder, 1 / (before / after - less))], torch.float32)
+    count = numel(tuple(n if kept == 1 else 1 for n, kept in zip(self.shape, mean.shape, strict=True)))
+    if not isinstance(count, int):
+        raise Refusal("a corrected variance over a free batch; build with a fixed batch size")
+    return pointwise(builder, total.shape, "Mul", [total, number(builder, 1 / (count - less))], torch.float32)
 
 
 # -- along one dimension -------------------------------------------------------------------------------------------------------
@@ -134,7 +137,8 @@ def _softmax(builder: Builder, node: fx.Node, self: Value, dim: int, **_: Any) -
 def _safe_softmax(builder: Builder, node: fx.Node, self: Value, dim: int, **_: Any) -> Value:
     """Zeros, not NaN, for a row in which everything is masked."""
     largest = reduced(builder, "ReduceMax", self, dim, keepdim=True)
-    masked = pointwise(builder, largest.shape, "Equal", [largest, number(builder, -math.inf)], torch.bool)
+    # not "equal -inf": OpenVINO's maximum of nothing but -inf is the lowest finite number
+    masked = pointwise(builder, largest.shape, "Less", [largest, number(builder, -3.4e38)], torch.bool)
     plain = _softmax(builder, node, self, dim)
     return pointwise(builder, self.shape, "Where", [masked, number(builder, 0.0), plain], torch.float32)
 
