@@ -40,7 +40,7 @@ from torch import Tensor, fx
 
 from snngraph.errors import InputCountError, InputRankError, InputTypeError, VerificationError
 from snngraph.graph import LIF, LIF_STEP, SpikingGraph, is_op
-from snngraph.lowering.taps import add_outputs, cut_at_spikes, forced_name, tap, threshold_name
+from snngraph.lowering.taps import add_outputs, cut_at_spikes, forced_name, membrane_name, tap, threshold_name
 from snngraph.report.verification import LayerReport, Report, layer_mean
 from snngraph.runtime.backend import Backend, BackendOptions
 from snngraph.runtime.backends import backend_class
@@ -361,9 +361,9 @@ class _TappedEngine:
 
 
 def _trace_of(layer: NeuronLayer, found: dict[str, Array]) -> _Trace:
-    h = np.stack([found[name] for name in layer.membrane])
-    shape = (*h.shape[:2], layer.neurons)
-    return _Trace(torch.from_numpy(found[layer.spikes]).reshape(shape), torch.from_numpy(h).reshape(shape).double())
+    s, h = (torch.from_numpy(found[name]) for name in (layer.spikes, membrane_name(layer)))
+    shape = (len(layer.membrane), -1, layer.neurons)
+    return _Trace(s.reshape(shape), h.reshape(shape).double())
 
 
 # -- comparing -----------------------------------------------------------------------------------------------------------------
@@ -586,7 +586,7 @@ class _Comparison:
             return None
         ours = exact.threshold[0].double()
         given = torch.from_numpy(np.array(self.constants[name] if name in self.constants else found[name])).double()
-        samples = found[layer.membrane[0]].shape[0]
+        samples = found[layer.spikes].shape[0] // len(layer.membrane)
         theirs = given.broadcast_to((samples, *layer.shape)).reshape(samples, layer.neurons)[: ours.shape[0]]
         ratio = ours / theirs
         usable = ratio.isfinite() & (ratio > 0) & ((ratio - 1).abs() > 1e-5)

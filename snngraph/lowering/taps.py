@@ -19,19 +19,21 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from snngraph.errors import LoweringError
 from snngraph.types import NeuronLayer
 
-__all__ = ["add_outputs", "cut_at_spikes", "forced_name", "tap", "threshold_name"]
+__all__ = ["add_outputs", "cut_at_spikes", "forced_name", "membrane_name", "tap", "threshold_name"]
 
 _Shape = list[int | str | None]
 _VIEWS = ("Identity", "Reshape")
 
 
 def tap(model: ModelProto, layers: Sequence[NeuronLayer]) -> ModelProto:
-    """The same model with every layer's spikes and T membrane potentials among its outputs, under their own names.
+    """The same model with every layer's spikes and its :func:`membrane_name` among its outputs, time-major ``[T*N, *shape]``.
 
-    The model's own outputs stay first and in their order. A tensor that is an output already is not repeated.
+    The model's own outputs stay first and in their order. Spikes that are an output already are not repeated. (One output for
+    the T membrane potentials, because OpenVINO then fuses a layer's steps as it does without; T outputs split them, and that
+    changes bits.)
 
     Raises:
-        LoweringError: the model holds no tensor of a name that a layer gives.
+        LoweringError: the model holds no tensor of a name that a layer gives, or has one of a name to be made.
     """
     result, shapes = _copy(model, layers), _shapes(model)
     _tap(result, layers, shapes)
@@ -45,15 +47,12 @@ def cut_at_spikes(model: ModelProto, layers: Sequence[NeuronLayer]) -> ModelProt
     what the layer computes. A layer whose spikes nobody reads gets no input, so every new input is used.
 
     Raises:
-        LoweringError: as for :func:`tap`, or a spike tensor is not made by a node of the model.
+        LoweringError: as for :func:`tap`, or no node of the model makes a spike tensor.
     """
     result, shapes = _copy(model, layers), _shapes(model)
-    taken = _defined(result)
     cuts = [_Cut(result.graph, layer) for layer in layers]  # all of them look at the model as it was
     for cut in cuts:
-        if (name := forced_name(cut.layer)) in taken:
-            raise LoweringError(f"layer {cut.layer.name!r}: the model has a tensor {name!r} already")
-        if cut.apply(name):
+        if cut.apply(name := forced_name(cut.layer)):
             shape = shapes.get(cut.layer.spikes) or ["time_and_batch", *cut.layer.shape]
             result.graph.input.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     _tap(result, layers, shapes)
@@ -63,6 +62,11 @@ def cut_at_spikes(model: ModelProto, layers: Sequence[NeuronLayer]) -> ModelProt
 def forced_name(layer: NeuronLayer) -> str:
     """The name of the input that :func:`cut_at_spikes` makes for a layer."""
     return f"{layer.spikes}.forced"
+
+
+def membrane_name(layer: NeuronLayer) -> str:
+    """The name of the output that :func:`tap` and :func:`cut_at_spikes` make of a layer's T membrane potentials."""
+    return f"{layer.spikes}.membrane"
 
 
 def threshold_name(model: ModelProto, layer: NeuronLayer) -> str | None:
@@ -93,6 +97,10 @@ def _copy(model: ModelProto, layers: Sequence[NeuronLayer]) -> ModelProto:
     for layer in layers:
         if missing := [name for name in (layer.spikes, *layer.membrane) if name not in defined]:
             raise LoweringError(f"layer {layer.name!r}: the model holds no tensor {', '.join(map(repr, missing))}")
+        if clash := {forced_name(layer), membrane_name(layer)} & defined:
+            raise LoweringError(
+                f"layer {layer.name!r}: the model has a tensor {clash.pop()!r} already; tap the model as it was lowered"
+            )
     result = ModelProto()
     result.CopyFrom(model)
     return result
@@ -121,11 +129,11 @@ def _shapes(model: ModelProto) -> dict[str, _Shape]:
 def _tap(model: ModelProto, layers: Sequence[NeuronLayer], shapes: dict[str, _Shape]) -> None:
     present = {value.name for value in model.graph.output}
     for layer in layers:
-        for name, batch in ((layer.spikes, "time_and_batch"), *((name, "batch") for name in layer.membrane)):
-            if name not in present:
-                present.add(name)
-                shape = shapes.get(name) or [batch, *layer.shape]
-                model.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+        name = membrane_name(layer)
+        model.graph.node.append(helper.make_node("Concat", list(layer.membrane), [name], name=name, axis=0))
+        shape = shapes.get(layer.spikes) or ["time_and_batch", *layer.shape]
+        wanted = [name] if layer.spikes in present else [layer.spikes, name]
+        model.graph.output.extend(helper.make_tensor_value_info(title, TensorProto.FLOAT, shape) for title in wanted)
 
 
 def _origin(makers: dict[str, NodeProto], name: str) -> str:

@@ -155,13 +155,14 @@ class BenchmarkReport:
         return "\n\n".join([f"**{self._title()}**", table, *self._lines()])
 
     def __rich__(self) -> RenderableType:
+        from rich import box
         from rich.console import Group
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(title=Text(self._title(), style="bold"), title_justify="left")
+        table = Table(title=Text(self._title(), style="bold"), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         for k, column in enumerate(_COLUMNS):
-            table.add_column(column, justify="right" if k else "left", overflow="fold")
+            table.add_column(column, justify="right" if k else "left", overflow="fold", no_wrap=k > 0)
         for row in self._by_time():
             style = "bold green" if row.kind == "engine" and row.exact else "" if row.exact else "dim"
             table.add_row(*(Text(cell, style=style) for cell in _cells(row)))
