@@ -4,6 +4,7 @@
   that change nothing: their input.
 * ``view``, ``squeeze``, ``unsqueeze``, ``flatten``: ``reshape``, with ``-1`` in the dimension that carries the batch; a reshape of a
   reshape is one.
+* A slice of one entry whose dimension is dropped: ``select``.
 * An operator on constants alone: its value.
 * ``snn::`` operators: state, decay and threshold by position, everything else by name, what changes nothing left out, and without the
   surrogate, which matters in training only.
@@ -118,6 +119,19 @@ def _join_reshapes(edit: Rewriter) -> None:
         elif source is not node.args[0]:
             edit.did(node, "a reshape of a reshape")
             node.args = (source, node.args[1])
+        if is_op(source, aten.slice.Tensor):
+            _spell_select(edit, node, source)
+
+
+def _spell_select(edit: Rewriter, node: fx.Node, source: fx.Node) -> None:
+    """``x[t:t+1]`` without its dimension of one entry, as iterating over a tensor gives it, is ``select(x, dim, t)``."""
+    found = arguments(source)
+    dim, start, shape = int(found["dim"]), found["start"] or 0, list(shape_of(source))
+    dim %= len(shape)
+    if shape[dim] == 1 and isinstance(start, int) and shape_of(node) == tuple(shape[:dim] + shape[dim + 1 :]):
+        size = shape_of(source.args[0])[dim]  # type: ignore[arg-type]
+        edit.did(node, "one entry of a dimension is selected")
+        node.target, node.args = aten.select.int, (source.args[0], dim, start % size)
 
 
 def _fold_constants(edit: Rewriter) -> None:

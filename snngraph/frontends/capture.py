@@ -11,6 +11,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -92,7 +93,9 @@ def trace(
         graph = exported_graph(model, inputs, axes, runner, name=name, prefix="inner" if stepped else "")
         _compare_bitwise(graph, runner, inputs, expected, axes)
     captured = graph.to(torch.float64)
-    merged = pipelines.capture()(captured).graph
+    result = pipelines.capture()(captured)
+    merged = result.graph
+    merged.facts = replace(merged.facts, notes=(*graph.notes, *(str(n) for n in result.notes if n.kind == "refused")))
     _compare_float64(captured, merged, axes.resized(inputs, 1) if graph.free_batch else inputs)
     return merged
 

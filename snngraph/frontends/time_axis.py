@@ -59,13 +59,17 @@ class _Watcher(TorchDispatchMode):
         super().__init__()
         self.sequences: list[Tensor] = []
         self.steps: list[Tensor] = []
+        self.chain: dict[int, tuple[Tensor, int]] = {}  # a state a step left (kept alive, so that its id stays its own): steps so far
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
         if func is LIF:
             self.sequences.append(args[0])
         elif func is LIF_STEP:
             self.steps.append(args[0])
-        return func(*args, **(kwargs or {}))
+            _, before = self.chain.pop(id(args[1]), (None, 0))
+            self.chain[id(result[1])] = (result[1], before + 1)
+        return result
 
 
 def _watch(runner: ModelRunner, inputs: Sequence[Tensor]) -> _Watcher | None:
@@ -141,17 +145,15 @@ def infer_axes(
 def _steps(watcher: _Watcher, inputs: Sequence[Tensor], time_dim: int | None | str, time_steps: int | None) -> int:
     if time_steps is not None:
         return time_steps
-    lengths = {x.shape[0] for x in watcher.sequences}
+    lengths = {x.shape[0] for x in watcher.sequences} or {length for _, length in watcher.chain.values()}
+    if lengths == {1} and not watcher.sequences and time_dim == "auto":
+        raise TimeAxisError("the neurons are in step mode and ran for one step: the model takes one step at a time; give time_steps=")
     if len(lengths) > 1:
         raise TimeAxisError(f"the model's neurons run over different numbers of steps: {sorted(lengths)}")
     if lengths:
         return lengths.pop()
     if isinstance(time_dim, int):
         return inputs[0].shape[time_dim]
-    if watcher.steps:
-        raise TimeAxisError(
-            "the neurons are in step mode, so the model either takes one step (give time_steps=) or loops over time itself (give time_dim=)"
-        )
     raise TimeAxisError("no spiking neuron was seen while the model ran: nothing tells which axis is time; give time_dim=")
 
 

@@ -145,21 +145,25 @@ def test_step_models(shape: tuple[int, ...], keywords: dict[str, Any]) -> None:
         assert (graph.outputs[0].time_dim, graph.outputs[0].batch_dim) == (0, 1)
 
 
-def test_a_model_that_loops_over_time_itself() -> None:
+@pytest.mark.parametrize("style", ["index", "iterate", "batch first"])
+def test_a_model_that_loops_over_time_itself(style: str) -> None:
     class Loop(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.step = Step()
 
         def forward(self, x: Tensor) -> Tensor:
+            if style == "iterate":
+                return torch.stack([self.step(frame) for frame in x]).mean(0)
             total: Any = 0.0
-            for t in range(x.shape[0]):
-                total = total + self.step(x[t])
-            return total / x.shape[0]  # type: ignore[no-any-return]
+            steps = x.shape[int(style == "batch first")]
+            for t in range(steps):
+                total = total + self.step(x[:, t] if style == "batch first" else x[t])
+            return total / steps  # type: ignore[no-any-return]
 
     model = seeded(Loop)
-    x = torch.randn(5, 2, 2, 8, 8)
-    graph = snngraph.trace(model, x, time_dim=0)
+    x = torch.randn(2, 5, 2, 8, 8) if style == "batch first" else torch.randn(5, 2, 2, 8, 8)
+    graph = snngraph.trace(model, x)
     assert graph.time.steps == 5
     assert "lif_step" not in graph.format()
     assert_captures(graph, model, x)
@@ -357,7 +361,7 @@ def test_no_module_no_neuron_no_time() -> None:
         snngraph.trace(lambda x: x, torch.rand(4, 2))  # type: ignore[arg-type]
     with pytest.raises(TimeAxisError, match="no spiking neuron was seen"):
         snngraph.trace(nn.Linear(6, 4).eval(), torch.rand(4, 2, 6))
-    with pytest.raises(TimeAxisError, match="step mode"):
+    with pytest.raises(TimeAxisError, match="give time_steps="):
         snngraph.trace(seeded(Step), torch.rand(4, 2, 8, 8))
     with pytest.raises(TimeAxisError, match="does not have 5 entries"):
         snngraph.trace(seeded(Step), torch.rand(4, 2, 2, 8, 8), time_steps=5, time_dim=0)

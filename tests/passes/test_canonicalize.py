@@ -20,6 +20,7 @@ from snngraph.testing import assert_equivalent, assert_graph, parse
         ("relu(unsqueeze(x, 2))", "relu(reshape(x, [3, -1, 1, 4, 5]))"),
         ("relu(squeeze.dim(unsqueeze(x, 0), 0))", "relu(x)"),
         ("relu(x) + relu(x)", "r = relu(x); r + r"),
+        ("relu(squeeze.dim(slice.Tensor(x, 0, 1, 2), 0))", "relu(select(x, 0, 1))"),
         ("x * sigmoid(w[4, 1])", "x * w[4, 1]"),
         ("lif(x, decay=0.5, input_gain=1.0, bias=0.0, gain=1.0).s", "lif(x, decay=0.5).s"),
         ("lif(x, decay=sigmoid(w[5])).s", "lif(x, decay=w[5]).s"),
