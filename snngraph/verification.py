@@ -333,7 +333,7 @@ class _ChannelsLast(_Recorder):
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+    return x.to(memory_format=torch.channels_last)
 
 
 def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

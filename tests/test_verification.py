@@ -207,6 +207,19 @@ return n2.s
     assert "'cell'" in wrong.problems[0]
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_long_sums_in_another_order_are_float32_too(target: str) -> None:
+    """OpenVINO keeps one running sum, as PyTorch does in the channels-last layout: twice the error of PyTorch's usual blocked sums."""
+    text = "x[3, N, 1024] ->\ns = lif(linear(x, w[32, 1024], b[32]), decay=0.5, threshold=0.7, v_reset=0.0).s\nreturn s"
+    graph = normal(parse(text, batch=8), 2.0)
+    report = verify_engine(graph, compiled(graph, target, 8), (frames(3, 32, 1024) > 0.7).astype(np.float32))
+    assert report.ok, str(report)
+    conv = "x[3, N, 64, 6, 6] ->\nc = conv2d(flatten_time(x), w[64, 64, 3, 3], padding=1)\n"
+    graph = normal(parse(conv + "s = lif(split_time(c), decay=0.5, threshold=0.7, v_reset=0.0).s\nreturn s", batch=8), 2.0)
+    report = verify_engine(graph, compiled(graph, target, 8), (frames(3, 32, 64, 6, 6) > 0.7).astype(np.float32))
+    assert report.ok, str(report)
+
+
 def test_other_units_are_told_apart_from_errors() -> None:
     """A scale folded into the threshold: the membrane of the engine is 1/0.3 of the model's."""
     before = normal(
