@@ -209,7 +209,7 @@ return n2.s
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_long_sums_in_another_order_are_float32_too(target: str) -> None:
-    """OpenVINO keeps one running sum, as PyTorch does in the channels-last layout: twice the error of PyTorch's usual blocked sums."""
+    """OpenVINO keeps one running sum, as PyTorch does channels-last: twice the error of PyTorch's usual blocked sums."""
     text = "x[3, N, 1024] ->\ns = lif(linear(x, w[32, 1024], b[32]), decay=0.5, threshold=0.7, v_reset=0.0).s\nreturn s"
     graph = normal(parse(text, batch=8), 2.0)
     report = verify_engine(graph, compiled(graph, target, 8), (frames(3, 32, 1024) > 0.7).astype(np.float32))
