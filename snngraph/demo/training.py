@@ -3,6 +3,10 @@
 The loss is the cross-entropy of the output neurons' rates, scaled so that a rate difference of 0.1 counts as one unit of a
 logit; AdamW with a one-cycle learning rate; the only augmentation is a shift by a pixel. The net starts calibrated (every layer
 fires), which saves the first epochs, and still fires everywhere when trained: that is checked at the end.
+
+The recipe was chosen among 14 configurations by their accuracy on the held-out digits of split 0, the ones the checkpoint's
+accuracy is measured on, so that figure is a little optimistic. The seed was not chosen: it is the default, 0. Trained and
+tested on two splits that no choice was made on, the same recipe reached 98.6 and 98.9 %.
 """
 
 from __future__ import annotations
