@@ -225,11 +225,11 @@ def lif_reference(
     outputs: list[Tensor] = []
     potentials: list[Tensor] = []
     current = x.new_empty(0)
-    for t in range(x.shape[0]):
+    for t, x_t in enumerate(x.unbind(0)):  # one view of all steps: its gradient is one stack, not T padded copies
         gain_t = gain
         if gain is not None and gain.dim() == x.dim():
             gain_t = gain[t if gain.shape[0] > 1 else 0]
-        s, v, current, h = lif_step_reference(x[t], v, decay, threshold, gain=gain_t, i=state_i, **parameters)
+        s, v, current, h = lif_step_reference(x_t, v, decay, threshold, gain=gain_t, i=state_i, **parameters)
         state_i = current if current.numel() else None
         outputs.append(s)
         if with_h:
