@@ -66,7 +66,10 @@ def lower(graph: SpikingGraph, *, batch: int | Literal["dynamic"]) -> Lowered:
     else:
         at = graph.at_batch(batch)
         shapes = _shapes(at)
-    return _Lowering(at, shapes, dynamic=batch == "dynamic").run()
+    try:
+        return _Lowering(at, shapes, dynamic=batch == "dynamic").run()
+    except Refusal as reason:  # of an output's shape; those of operators are collected
+        raise LoweringError(str(reason)) from reason
 
 
 def _shapes(graph: SpikingGraph, other: SpikingGraph | None = None) -> dict[fx.Node, Any]:
