@@ -480,7 +480,7 @@ class _Comparison:
         self.layers = [by_name[info.name] for info in graph.neurons]
         self.tallies = {layer.name: _Tally() for layer in self.layers}
         self.inputs = 0
-        self.predictions_equal = 0
+        self.predictions_agreeing = 0
         self.run, self.free, self.free_float32 = _Outputs(), _Outputs(), _Outputs()
         self.forced, self.forced_float32, self.forced_channels_last = _Outputs(), _Outputs(), _Outputs()
         self.size = _Outputs()  # of float64's outputs themselves: their difference to zero
@@ -520,7 +520,7 @@ class _Comparison:
         self._float32(arrays, n, spikes, exact, reference)
         self._forced_engine(arrays, n, spikes, exact, reference)
         self._free_engine(arrays, n, exact, reference, run)
-        self.predictions_equal += _equal_predictions(run[0], reference[0], self.exact.outputs[0], n)
+        self.predictions_agreeing += _equal_predictions(run[0], reference[0], self.exact.outputs[0], n)
         self.inputs += n
 
     @property
@@ -608,7 +608,7 @@ class _Comparison:
             output_error_float32=self.free_float32.largest,
             forced_output_error_engine=self.forced.mean,
             forced_output_error_float32=max(self.forced_float32.mean, self.forced_channels_last.mean),
-            predictions_equal=self.predictions_equal,
+            predictions_agreeing=self.predictions_agreeing,
         )
         return replace(report, problems=tuple(self._problems(report)), notes=tuple(self._notes(report)))
 

@@ -106,7 +106,8 @@ def test_a_right_engine_is_ok(target: str, optimized: bool) -> None:
     assert seen[0] == (4, 34)
     assert seen[-1] == (34, 34)
     assert len(seen) == 9
-    assert report.inputs == report.predictions_equal == 34
+    assert report.inputs == report.predictions_agreeing == 34
+    assert report.predictions_equal is True
     assert report.neuron_steps == 5 * 34 * 2 * 8 * 36
     assert [layer.name for layer in report.layers] == ["first", "second"]
     for layer in report.layers:

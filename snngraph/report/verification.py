@@ -71,7 +71,7 @@ class Report:
         output_error_float32: the same of free-running float32.
         forced_output_error_engine: the mean absolute difference of the outputs that follow from float64's spikes.
         forced_output_error_float32: the same of PyTorch's float32.
-        predictions_equal: of how many inputs ``engine.run`` predicts what float64 predicts, by the first output: its mean over
+        predictions_agreeing: of how many inputs ``engine.run`` predicts what float64 predicts, by the first output: its mean over
             time where it has a time axis, then the largest along the first axis after the batch (a class that ties with
             float64's best counts; with more axes, as in segmentation, all places have to agree). With one class there is
             nothing to choose, and the number itself has to agree within 1e-3 of the largest.
@@ -89,7 +89,7 @@ class Report:
     output_error_float32: float
     forced_output_error_engine: float
     forced_output_error_float32: float
-    predictions_equal: int
+    predictions_agreeing: int
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -97,6 +97,11 @@ class Report:
     def ok(self) -> bool:
         """Whether the engine is as right as PyTorch's float32."""
         return not self.problems
+
+    @property
+    def predictions_equal(self) -> bool:
+        """Whether ``engine.run`` predicts on every input what float64 predicts."""
+        return self.predictions_agreeing == self.inputs
 
     @property
     def neuron_steps(self) -> int:
@@ -126,7 +131,7 @@ class Report:
     def summary(self) -> dict[str, Any]:
         """The totals as plain JSON values, for an engine's manifest; a number that is not finite becomes ``None``."""
         totals = ("ok", "inputs", "neuron_steps", "flips_engine", "flips_float32", "error_engine", "error_float32")
-        outputs = ("output_error_engine", "output_error_float32", "predictions_equal")
+        outputs = ("output_error_engine", "output_error_float32", "predictions_agreeing", "predictions_equal")
         found: dict[str, Any] = _finite({key: getattr(self, key) for key in (*totals, *outputs)})
         return found
 
@@ -226,7 +231,7 @@ def _lines(report: Report) -> Iterator[str]:
     )
     yield (
         f"outputs: off by at most {report.output_error_engine:.3g} (float32: {report.output_error_float32:.3g}); "
-        f"{report.predictions_equal} of {report.inputs} predictions equal"
+        f"{report.predictions_agreeing} of {report.inputs} predictions equal"
     )
     yield from (f"problem: {text}" for text in report.problems)
     yield from (f"note: {text}" for text in report.notes)
