@@ -22,7 +22,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
@@ -36,7 +36,7 @@ from snngraph.errors import SnnGraphError
 from snngraph.frontends import adapters
 from snngraph.frontends.capture import outputs_of, trace
 from snngraph.graph import SpikingGraph
-from snngraph.peers import PEERS, Contender, Inputs, PlainModel, build_peer, engine_contender, first_line, quiet
+from snngraph.peers import PEERS, Contender, Inputs, PlainModel, build_peer, engine_contender, first_line, quiet, torch_threads
 from snngraph.report.benchmark import BenchmarkReport, Row, hardware, versions
 from snngraph.runtime.backend import usable_cores
 from snngraph.runtime.engine import Engine
@@ -53,6 +53,12 @@ OFF: Final = 1e-4  # of the largest output
 ROUNDING: Final = 1e-6  # of the mean output: what float32 may be off by where PyTorch's happens to be exact
 CHECKED: Final = 8
 TARGETS: Final = ("openvino", "onnxruntime")
+_OTHER_NAMES: Final = {
+    "eager": "PyTorch",
+    "compile": "torch.compile",
+    "inductor": "torch.compile",
+    "openvino": "OpenVINO default",
+}
 _PAUSE: Final = 0.02  # seconds between two contenders
 _QUICK: Final = 0.1  # seconds; what is quicker runs once untimed before it is timed
 _TURN: Final = 0.01  # seconds; so long, or _CALLS calls, a quick contender runs in each round
@@ -83,7 +89,7 @@ def compare(
         model: in evaluation mode, taking whole sequences.
         example: the input to time, or a tuple of them.
         engine: an engine of this model, for this batch size; by default one is built for each of :data:`TARGETS`.
-        peers: names out of :data:`PEERS`; all of them by default.
+        peers: names out of :data:`PEERS`, in any spelling; all of them by default.
         rounds: how often each runs in turn.
         threads: CPU threads for each; by default those of ``engine``, or one for every usable core.
         progress: called with what is being done, how many parts are done, and of how many.
@@ -110,7 +116,7 @@ def compare(
     wanted = list(TARGETS) if engine is None else [engine.target]
     tell = _Tell(progress, total=1 + 2 * (len(names) + len(wanted)) + 1)
     date, load = datetime.now(UTC).isoformat(timespec="seconds"), _load()
-    with _torch_threads(threads), adapters.fresh_state(model), quiet(), contextlib.ExitStack() as stack:
+    with torch_threads(threads), adapters.fresh_state(model), quiet(), contextlib.ExitStack() as stack:
         tell("trace the model; outputs in float64")
         graph = trace(model, inputs) if graph is None else graph
         judge = _Judge(graph, model, checked)
@@ -176,16 +182,22 @@ class _Tell:
 
 
 def _peer_names(peers: Sequence[str] | None) -> list[str]:
-    names = []
+    known = {_plain(name): name for name in PEERS} | _OTHER_NAMES
+    names: list[str] = []
     for given in PEERS if peers is None else peers:
-        name = given.partition(" (")[0]  # "OpenVINO default (bf16)" is how a report names it
-        if name not in PEERS:
-            near = difflib.get_close_matches(name, PEERS, 1, cutoff=0.4)
-            hint = f"; did you mean {near[0]!r}?" if near else ""
+        plain = _plain(given)
+        if plain not in known:
+            near = difflib.get_close_matches(plain, known, 1)
+            hint = f"; did you mean {known[near[0]]!r}?" if near else ""
             raise BenchmarkError(f"no peer is named {given!r}{hint} Known: {', '.join(PEERS)}")
-        if name not in names:
-            names.append(name)
+        if known[plain] not in names:
+            names.append(known[plain])
     return names
+
+
+def _plain(name: str) -> str:
+    """A peer's name in small letters and digits alone, without the precision that a report adds in brackets."""
+    return "".join(c for c in name.partition("(")[0].lower() if c.isalnum())
 
 
 def _as_inputs(example: Tensor | tuple[Tensor, ...]) -> Inputs:
@@ -395,16 +407,6 @@ def _row(entry: _Entry, running: Sequence[_Entry]) -> Row:
 
 
 # -- the process ---------------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _load() -> float:
