@@ -73,8 +73,8 @@ class OpenVINOBackend(Backend):
         inputs, outputs = _ports(self._compiled.inputs), _ports(self._compiled.outputs)
         self._inputs = [inputs.get(name) for name in interface.inputs]
         self._outputs = [outputs[name] for name in interface.outputs]
-        for key in self.settings.keys() & _NUMERICS.keys():
-            if (found := self._property(key)) != (value := _NUMERICS[key]):
+        for key, value in _NUMERICS.items():
+            if key in self.settings and (found := self._property(key)) != value:
                 raise BackendError(f"OpenVINO {openvino.__version__} was asked for {key}={value} but compiled with {found}")
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
