@@ -1,6 +1,7 @@
 """The invariants every graph keeps, checked before and after each pass.
 
-Known operators only; shapes and types consistent; one time length; every neuron state defined once; no dangling uses; no mutation.
+Known operators only, none that mutates; consistent shapes and types; one time length; one owner of every neuron state; no
+dangling uses.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor, fx
 
 from snngraph.errors import GraphCheckError, GraphError
-from snngraph.graph import LIF, LIF_STEP, OUTPUT_NAMES, SpikingGraph, arguments, describe, is_op
+from snngraph.graph import LIF, LIF_STEP, SpikingGraph, arguments, describe, is_op, previous_step, shape_of
 
 __all__ = ["check_graph"]
 
-_STEP_PARAMETERS = ("v", "decay", "threshold", "input_gain", "bias", "v_reset", "reset_amount", "i", "syn_decay", "syn_gain", "floor", "level")
+_STEP_PARAMETERS = (
+    *("v", "decay", "threshold", "input_gain", "bias", "v_reset", "reset_amount"),
+    *("i", "syn_decay", "syn_gain", "floor", "level"),
+)
 
 
 def check_graph(graph: SpikingGraph) -> None:
@@ -88,7 +92,7 @@ def _neuron(graph: SpikingGraph, node: fx.Node) -> str | None:
     if not is_op(node, LIF, LIF_STEP):
         return None
     found = arguments(node)
-    shape = tuple(found["x"].meta["val"].shape)
+    shape = shape_of(found["x"])
     sequence = is_op(node, LIF)
     if sequence and (not shape or shape[0] != graph.time.steps):
         return f"it runs over {shape[0] if shape else 0} steps, the graph has {graph.time.steps}"
@@ -97,7 +101,7 @@ def _neuron(graph: SpikingGraph, node: fx.Node) -> str | None:
         parameter = found[name]
         if not isinstance(parameter, fx.Node):
             continue
-        actual = tuple(parameter.meta["val"].shape)
+        actual = shape_of(parameter)
         target = shape if name == "gain" and sequence else step
         if not _broadcasts(actual, target):
             return f"{name} has shape {list(actual)}, which does not broadcast to {list(target)}"
@@ -116,18 +120,15 @@ def _states(graph: SpikingGraph) -> None:
     for node in graph.nodes:
         if not is_op(node, LIF_STEP):
             continue
-        state = arguments(node)["v"]
-        previous = state.args[0] if is_op(state, operator.getitem) and is_op(state.args[0], LIF_STEP) else None
-        length[node] = 1 + length.get(previous, 0) if previous is not None else 1
+        previous = previous_step(node)
+        length[node] = 1 if previous is None else 1 + length[previous]
         if length[node] > graph.time.steps:
             raise GraphCheckError(_located(graph, node, f"its chain of steps is longer than the {graph.time.steps} time steps"))
-        readers = [u for g in _outputs_of(node, "v") for u in g.users if is_op(u, LIF_STEP) and arguments(u)["v"] is g]
-        if len(readers) > 1:
-            raise GraphCheckError(_located(graph, node, f"its state is read by {len(readers)} neurons; every state has one owner"))
-
-
-def _outputs_of(node: fx.Node, name: str) -> list[fx.Node]:
-    return [u for u in node.users if is_op(u, operator.getitem) and u.args[1] == OUTPUT_NAMES.index(name)]
+        followers = {u for output in node.users for u in output.users if is_op(u, LIF_STEP) and previous_step(u) is node}
+        if len(followers) > 1:
+            raise GraphCheckError(
+                _located(graph, node, f"its state is read by {len(followers)} neurons; every state has one owner")
+            )
 
 
 def _located(graph: SpikingGraph, node: fx.Node, problem: str) -> str:

@@ -7,9 +7,9 @@ The language is Python's expression syntax. Inputs, an arrow, statements, and wh
     s = lif(c, decay=0.5, threshold=1.0, v_reset=0.0).s
     return mean.dim(s, [0])
 
-A name with a shape, ``w[16, 8]`` or ``"conv.0.weight"[16, 8]``, is a constant tensor; parsed, it is filled with seeded random numbers.
-``N`` is the batch. An input whose second axis is ``N`` has its time on the first; ``x[N, T=4, 8]`` writes the time axis out.
-Operators are named as in ``torch.ops.aten``; the short forms of :data:`SHORT` and ``+ - * /`` may be used.
+A name with a shape, ``w[16, 8]`` or ``"conv.0.weight"[16, 8]``, is a constant tensor; parsed, it is filled with seeded random
+numbers. ``N`` is the batch. An input whose second axis is ``N`` has its time on the first; ``x[N, T=4, 8]`` writes the time
+axis out. Operators are named as in ``torch.ops.aten``; the short forms of :data:`SHORT` and ``+ - * /`` may be used.
 """
 
 from __future__ import annotations
@@ -25,12 +25,26 @@ import torch
 from torch import Tensor, fx
 
 from snngraph.errors import GraphParseError
-from snngraph.graph import LIF, LIF_STEP, OUTPUT_NAMES, RESHAPE, Facts, SpikingGraph, Time, arguments, is_op
+from snngraph.graph import (
+    LIF,
+    LIF_STEP,
+    OUTPUT_NAMES,
+    RESHAPE,
+    TRAINING_ONLY,
+    Facts,
+    SpikingGraph,
+    Time,
+    arguments,
+    defaults_of,
+    is_op,
+    operand,
+    previous_step,
+    shape_of,
+)
 from snngraph.types import TensorSpec
 
 __all__ = ["canonical_format", "format_graph", "parse"]
 
-_TRAINING_ONLY = ("surrogate", "alpha", "detach_reset")
 aten = torch.ops.aten
 
 
@@ -74,10 +88,10 @@ def _print(
         if isinstance(a, fx.Node):
             if a.op == "get_attr":
                 number = graph.number(a)
-                return f"{number!r}" if number is not None else f"{tensor(str(a.target))}[{', '.join(map(str, a.meta['val'].shape))}]"
+                return repr(number) if number is not None else tensor(str(a.target)) + _print_shape(a.meta["val"])
             if is_op(a, operator.getitem):
-                source, k = a.args
-                return f"{show(source)}.{OUTPUT_NAMES[k]}" if is_op(source, LIF, LIF_STEP) else f"{show(source)}[{k}]"  # type: ignore[index]
+                source, k = operand(a), operand(a, 1)
+                return f"{show(source)}.{OUTPUT_NAMES[k]}" if is_op(source, LIF, LIF_STEP) else f"{show(source)}[{k}]"
             return name(a)
         if isinstance(a, tuple | list):
             return f"[{', '.join(show(b) for b in a)}]"
@@ -118,8 +132,8 @@ def _print_call(node: fx.Node, show: Callable[[Any], str]) -> str:
         title += f".{overload._overloadname}"
     if is_op(node, LIF, LIF_STEP):
         found = arguments(node)
-        defaults = {a.name: a.default_value for a in overload._schema.arguments if a.has_default_value()}
-        keywords = {k: v for k, v in found.items() if k not in (*_TRAINING_ONLY, "x") and (k not in defaults or v != defaults[k])}
+        defaults = defaults_of(overload)
+        keywords = {k: v for k, v in found.items() if k not in (*TRAINING_ONLY, "x") and (k not in defaults or v != defaults[k])}
         return f"{title}({show(found['x'])}, {', '.join(f'{k}={show(v)}' for k, v in sorted(keywords.items()))})"
     parts = [show(a) for a in node.args] + [f"{k}={show(v)}" for k, v in sorted(node.kwargs.items())]
     return f"{title}({', '.join(parts)})"
@@ -150,9 +164,8 @@ def _lif(p: _Parser, target: Any, x: Any, keywords: dict[str, Any]) -> fx.Node:
     tensors = {a.name for a in target._schema.arguments if "Tensor" in str(a.type)}
     values = {k: p.number(v) if k in tensors and isinstance(v, int | float) else v for k, v in values.items()}
     node = p.call(target, x, values.pop("v"), values.pop("decay"), values.pop("threshold"), **values)
-    state = node.args[1]
-    chained = is_op(state, operator.getitem) and is_op(state.args[0], LIF_STEP)
-    node.meta["neuron"] = state.args[0].meta["neuron"] if chained else node.name
+    previous = previous_step(node)
+    node.meta["neuron"] = node.name if previous is None else previous.meta["neuron"]
     return node
 
 
@@ -160,8 +173,8 @@ SHORT: dict[str, Callable[..., fx.Node]] = {
     "conv2d": _conv2d,
     "batch_norm": _batch_norm,
     "mean": _mean,
-    "flatten_time": lambda p, x: p.call(RESHAPE, x, [-1, *p.shape(x)[2:]]),
-    "split_time": lambda p, x: p.call(RESHAPE, x, [p.steps, -1, *p.shape(x)[1:]]),
+    "flatten_time": lambda p, x: p.call(RESHAPE, x, [-1, *shape_of(x)[2:]]),
+    "split_time": lambda p, x: p.call(RESHAPE, x, [p.steps, -1, *shape_of(x)[1:]]),
     "max_pool2d": lambda p, x, k: p.call(operator.getitem, p.call(aten.max_pool2d_with_indices.default, x, [k, k], [k, k]), 0),
     "select": lambda p, x, dim, k: p.call(aten.select.int, x, dim, k),
     "stack": lambda p, xs, dim=0: p.call(aten.stack.default, xs, dim),
@@ -175,7 +188,7 @@ def parse(text: str, *, batch: int = 2, seed: int = 0) -> SpikingGraph:
     Args:
         text: see the module's text.
         batch: the size of ``N`` for the recorded shapes.
-        seed: of the random constants: weights uniform in +-1/sqrt(fan in), variances (the fifth argument of a batch norm) positive.
+        seed: of the random constants: weights uniform in +-1/sqrt(fan in), the variances of a batch norm positive.
 
     Raises:
         GraphParseError: the text is no graph; the message names the line.
@@ -263,7 +276,8 @@ class _Parser:
             if tree.id in ("inf", "nan"):
                 return float(tree.id)
             if tree.id not in self.names:
-                raise GraphParseError(f"{line!r}: {tree.id} is not defined; a constant is written with its shape, {tree.id}[16, 8]")
+                hint = f"a constant is written with its shape, {tree.id}[16, 8]"
+                raise GraphParseError(f"{line!r}: {tree.id} is not defined; {hint}")
             return self.names[tree.id]
         if isinstance(tree, ast.BinOp) and type(tree.op) in _OPERATORS:
             left, right = (self._spikes(self._value(side, line)) for side in (tree.left, tree.right))
@@ -333,6 +347,3 @@ class _Parser:
         node = self.graph.get_attr(name)
         node.meta["val"] = self.mode.from_tensor(self.tensors[name])
         return node
-
-    def shape(self, node: fx.Node) -> tuple[int, ...]:
-        return tuple(node.meta["val"].shape)

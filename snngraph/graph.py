@@ -1,33 +1,35 @@
 """The graph snngraph works on: an ``fx.GraphModule`` of core ATen and ``snn::`` operators, with its time axis and its neurons.
 
-Its tensors are held in float64: a float32 weight is exact there, a pass that folds one into another loses nothing, and the lowering
-rounds once. The batch size is free wherever the model allows it: shapes inside the graph are written with ``-1`` in the dimension
-that carries the batch, and the sizes in ``node.meta["val"]`` are those of one sample batch size, :attr:`SpikingGraph.batch`.
+Its tensors are held in float64: a float32 weight is exact there, a pass that folds one into another loses nothing, and the
+lowering rounds once. The batch size is free wherever the model allows it: shapes inside the graph are written with ``-1`` in
+the dimension that carries the batch, and the sizes in ``node.meta["val"]`` are those of one sample batch size,
+:attr:`SpikingGraph.batch`.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from snngraph import ops
 from snngraph.errors import GraphError
 from snngraph.types import TensorSpec
 
-__all__ = ["NeuronLayerInfo", "SpikingGraph", "Time", "arguments", "is_op", "shape_of"]
+__all__ = ["NeuronLayerInfo", "SpikingGraph", "Time", "arguments", "is_op", "operand", "shape_of"]
 
 LIF = torch.ops.snn.lif.default
 LIF_STEP = torch.ops.snn.lif_step.default
 RESHAPE = torch.ops.aten.reshape.default  # the canonical view: unlike aten.view it takes any memory layout
 VIEWS = (RESHAPE, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 OUTPUT_NAMES = ops.NeuronOutput._fields
+TRAINING_ONLY = ("surrogate", "alpha", "detach_reset")  # arguments of a neuron that change gradients, not values
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,18 +71,6 @@ class NeuronLayerInfo:
     shape: tuple[int, ...]
 
     @property
-    def live_nodes(self) -> set[fx.Node]:
-        """The nodes that some output depends on."""
-        found: set[fx.Node] = set()
-        stack = [self.graph.output_node()]
-        while stack:
-            node = stack.pop()
-            if node not in found:
-                found.add(node)
-                stack.extend(node.all_input_nodes)
-        return found
-
-    @property
     def neurons(self) -> int:
         """The number of neurons of one sample."""
         return int(torch.Size(self.shape).numel())
@@ -93,19 +83,43 @@ def is_op(node: object, *targets: Any) -> bool:
 
 def arguments(node: fx.Node) -> dict[str, Any]:
     """All arguments of an operator call by name, defaults filled in. The names are those of the operator's schema."""
-    schema = node.target._schema  # type: ignore[union-attr]
-    found = {a.name: a.default_value for a in schema.arguments if a.has_default_value()}
-    found.update(zip((a.name for a in schema.arguments), node.args, strict=False))
-    found.update(node.kwargs)
-    return found
+    target: Any = node.target
+    given = zip((a.name for a in target._schema.arguments), node.args, strict=False)
+    return {**defaults_of(target), **dict(given), **node.kwargs}
 
 
-def shape_of(node: fx.Node) -> tuple[int, ...]:
+def defaults_of(target: Any) -> dict[str, Any]:
+    """The arguments of an operator that have a default, with it."""
+    return {a.name: a.default_value for a in target._schema.arguments if a.has_default_value()}
+
+
+def operand(node: object, k: int = 0) -> Any:
+    """The ``k``-th positional argument of a node; ``Any``, because fx's own type is a union of everything."""
+    if not isinstance(node, fx.Node):
+        raise GraphError(f"{node!r} is no node: it has no operands")
+    return node.args[k]
+
+
+def shape_of(node: object) -> tuple[int, ...]:
     """The shape of a node's single output, at the graph's sample batch size."""
-    value = node.meta["val"]
+    value = node.meta["val"] if isinstance(node, fx.Node) else None
     if not isinstance(value, Tensor):
-        raise GraphError(f"{node.name} gives several tensors, not one")
+        raise GraphError(f"{node} is not one tensor")
     return tuple(value.shape)
+
+
+def origin_of(node: fx.Node) -> dict[str, Any]:
+    """What a node's ``meta`` tells of where it comes from: everything but its value. For the node that takes its place."""
+    return {k: v for k, v in node.meta.items() if k != "val"}
+
+
+def previous_step(node: fx.Node) -> fx.Node | None:
+    """The ``lif_step`` that left the membrane potential a neuron starts from, if one did."""
+    state = arguments(node)["v"]
+    if not is_op(state, operator.getitem):
+        return None
+    source: fx.Node = operand(state)
+    return source if is_op(source, LIF_STEP) and operand(state, 1) == OUTPUT_NAMES.index("v") else None
 
 
 class SpikingGraph:
@@ -239,7 +253,7 @@ class SpikingGraph:
             if is_op(node, LIF, LIF_STEP):
                 chains.setdefault(node.meta.get("neuron", node.name), []).append(node)
         return tuple(
-            NeuronLayerInfo(name, tuple(nodes), tuple(nodes[0].args[0].meta["val"].shape)[2 if is_op(nodes[0], LIF) else 1 :])  # type: ignore[union-attr]
+            NeuronLayerInfo(name, tuple(nodes), shape_of(operand(nodes[0]))[2 if is_op(nodes[0], LIF) else 1 :])
             for name, nodes in chains.items()
         )
 
@@ -331,7 +345,7 @@ class SpikingGraph:
         inputs = [self._fake_mode.from_tensor(x) for x in self.example_inputs()]
         _Inference(self.module, self._fake_mode).run(*inputs)
         if self.facts.output_batch_dims is None:
-            self.facts = replace(self.facts, output_batch_dims=_batch_dims(self))
+            self.facts = replace(self.facts, output_batch_dims=_output_batch_dims(self))
 
     def _copy_of_graph(self) -> fx.Graph:
         graph = fx.Graph()
@@ -353,7 +367,8 @@ class SpikingGraph:
         """
         if batch != self.batch and not self.free_batch:
             raise GraphError(f"this model runs at batch {self.batch} only: {' '.join(self.notes)}")
-        inputs = tuple(replace(s, shape=tuple(batch if d == s.batch_dim else n for d, n in enumerate(s.shape))) for s in self.inputs)
+        shapes = (tuple(batch if d == s.batch_dim else n for d, n in enumerate(s.shape)) for s in self.inputs)
+        inputs = tuple(replace(s, shape=shape) for s, shape in zip(self.inputs, shapes, strict=True))
         return SpikingGraph(self._copy_of_graph(), self.tensors(), replace(self.facts, inputs=inputs, batch=batch))
 
 
@@ -381,7 +396,6 @@ class _Inference(fx.Interpreter):
     def __init__(self, module: fx.GraphModule, mode: FakeTensorMode) -> None:
         super().__init__(module)
         self.mode = mode
-        self.fakes: dict[str, FakeTensor] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "get_attr":
@@ -426,32 +440,19 @@ def _output_specs(graph: SpikingGraph) -> tuple[TensorSpec, ...]:
     specs = []
     for k, (node, batch_dim) in enumerate(zip(graph.output_nodes, graph.facts.output_batch_dims or (), strict=True)):
         value = node.meta["val"]
-        in_time = batch_dim in (0, 1) and value.dim() > 2 and value.shape[1 - batch_dim] == graph.time.steps
+        time_dim = 1 - batch_dim if batch_dim in (0, 1) and value.dim() > 2 else None
+        if time_dim is not None and value.shape[time_dim] != graph.time.steps:
+            time_dim = None
         dtype = "float32" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
-        specs.append(TensorSpec(f"output_{k}" if k else "output", tuple(value.shape), dtype, 1 - batch_dim if in_time else None, batch_dim))
+        name = f"output_{k}" if k else "output"
+        specs.append(TensorSpec(name, tuple(value.shape), dtype, time_dim, batch_dim))
     return tuple(specs)
 
 
-def _batch_dims(graph: SpikingGraph) -> tuple[int | None, ...]:
-    """The outputs' batch axes, found by inferring the shapes at a second batch size: what changes is the batch."""
-    nodes = graph.output_nodes
-    if not graph.free_batch:
-        return tuple(next((d for d, n in enumerate(shape_of(node)) if n == graph.batch), None) for node in nodes)
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    with mode:
-        result = fx.Interpreter(graph.module).run(*[mode.from_tensor(x) for x in graph.example_inputs(graph.batch + 1)])
-    values = result if isinstance(result, tuple | list) else [result]
-    return tuple(
-        next((d for d, (a, b) in enumerate(zip(shape_of(node), value.shape, strict=True)) if a != b), None)
-        for node, value in zip(nodes, values, strict=True)
-    )
+def _output_batch_dims(graph: SpikingGraph) -> tuple[int | None, ...]:
+    from snngraph.analysis.batch import batch_dims
 
-
-def replace_all(node: fx.Node, new: fx.Node) -> None:
-    """Makes every user of ``node`` use ``new``, except ``new`` itself."""
-    node.replace_all_uses_with(new, delete_user_cb=lambda user: user is not new)
-
-
-def rewrite_where(graph: fx.Graph, condition: Callable[[fx.Node], bool]) -> Iterator[fx.Node]:
-    """The nodes that meet ``condition`` now; safe to edit while walking."""
-    return iter([node for node in graph.nodes if condition(node)])
+    if graph.free_batch:
+        dims = batch_dims(graph)
+        return tuple(dims[node] for node in graph.output_nodes)
+    return tuple(next((d for d, n in enumerate(shape_of(node)) if n == graph.batch), None) for node in graph.output_nodes)

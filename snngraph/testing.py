@@ -16,7 +16,7 @@ __all__ = ["assert_equivalent", "assert_graph", "parse", "random_inputs", "run_w
 
 
 def assert_graph(graph: SpikingGraph, expected: str) -> None:
-    """Asserts that ``graph`` has the structure written in ``expected`` (names and the order of independent operators do not matter).
+    """Asserts that ``graph`` has the structure written in ``expected``; names and the order of independent operators are free.
 
     Raises:
         AssertionError: with the difference.

@@ -9,22 +9,21 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from snngraph.graph import VIEWS, SpikingGraph, shape_of
+from snngraph.graph import VIEWS, SpikingGraph, arguments, operand, shape_of
 
 __all__ = ["batch_dims", "independent_of_leading", "shape_with_free_batch"]
 
 aten = torch.ops.aten
 
-ELEMENTWISE_UNARY = frozenset(
-    getattr(aten, name).default
-    for name in (
-        "relu sigmoid tanh gelu exp log sqrt rsqrt neg abs sin cos reciprocal clamp hardtanh leaky_relu elu erf floor ceil round sign "
-        "logical_not silu softplus hardswish hardsigmoid log1p expm1 trunc isnan _to_copy clone"
-    ).split()
+_UNARY = (
+    "relu sigmoid tanh gelu exp log sqrt rsqrt neg abs sin cos reciprocal clamp hardtanh leaky_relu elu erf floor ceil round "
+    "sign logical_not silu softplus hardswish hardsigmoid log1p expm1 trunc isnan _to_copy clone"
 )
+_COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
+ELEMENTWISE_UNARY = frozenset(getattr(aten, name).default for name in _UNARY.split())
 ELEMENTWISE = (
-    frozenset(getattr(aten, name).Tensor for name in "add sub mul div eq ne lt le gt ge remainder".split())
-    | frozenset(getattr(aten, name).Scalar for name in "eq ne lt le gt ge".split())
+    frozenset(getattr(aten, name).Tensor for name in ("add", "sub", "mul", "div", "remainder", *_COMPARISONS))
+    | frozenset(getattr(aten, name).Scalar for name in _COMPARISONS)
     | frozenset((aten.where.self, aten.maximum.default, aten.minimum.default, aten.logical_and.default, aten.logical_or.default))
     | frozenset((aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.div.Tensor_mode))
     | ELEMENTWISE_UNARY
@@ -86,7 +85,7 @@ def shape_with_free_batch(shape: tuple[int, ...], batch_dim: int | None) -> list
 def independent_of_leading(node: fx.Node) -> bool:
     """Whether the operator computes every entry along its first dimension from the same entry of its inputs alone.
 
-    Only for operators whose first argument carries samples in dimension 0, all other tensors being constants or carrying them too.
+    Only for operators whose first argument carries samples in dimension 0; every other tensor is a constant or carries them too.
     """
     target = node.target
     if target is operator.getitem or target in ELEMENTWISE or target in _PER_SAMPLE:
@@ -94,19 +93,22 @@ def independent_of_leading(node: fx.Node) -> bool:
     if target is aten.linear.default:
         return len(shape_of(node)) >= 2
     if target in REDUCTIONS:
-        rank = len(shape_of(node.args[0]))  # type: ignore[arg-type]
-        dims = node.args[1] if len(node.args) > 1 else None
-        return isinstance(dims, list | tuple) and bool(dims) and 0 not in {int(d) % rank for d in dims}  # type: ignore[arg-type,call-overload]
+        rank, dims = len(shape_of(operand(node))), arguments(node)["dim"]
+        return isinstance(dims, list | tuple) and bool(dims) and 0 not in {d % rank for d in dims}
     if target is aten._softmax.default or target is aten._log_softmax.default:
-        return int(node.args[1]) % len(shape_of(node)) != 0  # type: ignore[arg-type,call-overload]
+        dim: int = operand(node, 1)
+        return dim % len(shape_of(node)) != 0
     if target is aten.permute.default:
-        return int(node.args[1][0]) == 0  # type: ignore[index,arg-type]
+        order: list[int] = operand(node, 1)
+        return order[0] == 0
     if target in VIEWS:
-        source = shape_of(node.args[0])  # type: ignore[arg-type]
-        return bool(source) and bool(shape_of(node)) and shape_of(node)[0] == source[0] and node.args[1][0] == -1  # type: ignore[index]
+        before, after = shape_of(operand(node)), shape_of(node)
+        shape: list[int] = operand(node, 1)
+        return bool(before) and before[:1] == after[:1] and shape[0] == -1
     if target in (aten.cat.default, aten.select.int, aten.slice.Tensor):
-        dim = int(node.args[1]) if len(node.args) > 1 else 0  # type: ignore[arg-type,call-overload]
-        return dim % len(shape_of(node)) != 0 and dim > 0 if target is not aten.select.int else dim > 0
+        dim = arguments(node)["dim"]
+        return dim > 0
     if target is aten.constant_pad_nd.default:
-        return len(node.args[1]) // 2 < len(shape_of(node))  # type: ignore[arg-type]
+        padding: list[int] = operand(node, 1)
+        return len(padding) // 2 < len(shape_of(node))
     return False
