@@ -1,1 +1,1 @@
-"""Passes rewrite a :class:`snngraph.SpikingGraph`; the base classes stand in :mod:`snngraph.passes.base`, each pass in its own file."""
+"""Passes rewrite a :class:`snngraph.SpikingGraph`: the base classes in :mod:`snngraph.passes.base`, each pass in its own file."""

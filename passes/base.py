@@ -1,8 +1,8 @@
 """What a pass is, and the pipeline of passes, which is a pass itself.
 
-A pass is a frozen dataclass; its fields are its options. Calling it checks the graph, asks :meth:`Pass.requires`, runs it on a private
-copy, checks the result and asks :meth:`Pass.ensures`. ``changed`` is true exactly when the graph was changed; otherwise the very graph
-that went in comes out.
+A pass is a frozen dataclass; its fields are its options. Calling it checks the graph, asks :meth:`Pass.requires`, runs it on a
+private copy, checks the result and asks :meth:`Pass.ensures`. ``changed`` is true exactly when the graph was changed; otherwise
+the very graph that went in comes out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ import dataclasses
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
+
+from torch import fx
 
 from snngraph.errors import PassError, SnnGraphError
 from snngraph.graph import SpikingGraph, module_path, source_line
@@ -88,7 +90,8 @@ class Pass(ABC):
             raise
         except SnnGraphError as error:
             before = ", ".join(graph.history) or "none"
-            raise PassError(f"pass {self} failed: {error}\npasses before it: {before}\nthe graph it was given:\n{graph.format()}") from error
+            given = f"passes before it: {before}\nthe graph it was given:\n{graph.format()}"
+            raise PassError(f"pass {self} failed: {error}\n{given}") from error
         notes = tuple(dataclasses.replace(n, by=self.name) for n in result.notes)
         return PassResult(result.graph.with_history(str(self)), True, notes)
 
@@ -123,7 +126,8 @@ class Pipeline(Pass):
 
     def run(self, graph: SpikingGraph) -> PassResult:
         """Runs every pass on what the one before it gave."""
-        changed, notes = False, []
+        changed = False
+        notes: list[Note] = []
         for _ in range(20 if self.until_stable else 1):
             again = False
             for step in self.passes:
@@ -166,9 +170,8 @@ class Rewriter:
 
 def note_at(kind: Literal["rewrite", "refused"], node: object, text: str) -> Note:
     """A note that names the module and the source line a node comes from."""
-    meta = getattr(node, "meta", None)
-    if meta is None:
+    if not isinstance(node, fx.Node):
         return Note(kind, str(node), text)
-    path, line = module_path(node), source_line(node)  # type: ignore[arg-type]
-    where = " ".join(filter(None, (getattr(node, "name", ""), path and f"({path})", line)))
+    path = module_path(node)
+    where = " ".join(filter(None, (node.name, path and f"({path})", source_line(node))))
     return Note(kind, where, text)

@@ -1,13 +1,13 @@
 """One spelling per operator: identities go, constants are folded (in float64), equal expressions are computed once.
 
-* ``clone``, ``detach``, ``alias``, dropout in evaluation, casts between floating types, ``x * 1``, ``x / 1``, views and permutations
-  that change nothing: their input.
-* ``view``, ``squeeze``, ``unsqueeze``, ``flatten``: ``reshape``, with ``-1`` in the dimension that carries the batch; a reshape of a
-  reshape is one.
+* ``clone``, ``detach``, ``alias``, dropout in evaluation, casts between floating types, ``x * 1``, ``x / 1``, views and
+  permutations that change nothing: their input.
+* ``view``, ``squeeze``, ``unsqueeze``, ``flatten``: ``reshape``, with ``-1`` in the dimension that carries the batch; a reshape
+  of a reshape is one.
 * A slice of one entry whose dimension is dropped: ``select``.
 * An operator on constants alone: its value.
-* ``snn::`` operators: state, decay and threshold by position, everything else by name, what changes nothing left out, and without the
-  surrogate, which matters in training only.
+* ``snn::`` operators: state, decay and threshold by position, everything else by name, what changes nothing left out, and
+  without the surrogate, which matters in training only.
 * Two equal constants, two equal expressions: one. Neurons are never merged.
 
 Exactness: real (a folded constant is computed in float64).
@@ -23,7 +23,20 @@ import torch
 from torch import Tensor, fx
 
 from snngraph.analysis.batch import batch_dims, shape_with_free_batch
-from snngraph.graph import LIF, LIF_STEP, RESHAPE, VIEWS, SpikingGraph, arguments, is_op, shape_of
+from snngraph.graph import (
+    LIF,
+    LIF_STEP,
+    RESHAPE,
+    TRAINING_ONLY,
+    VIEWS,
+    SpikingGraph,
+    arguments,
+    defaults_of,
+    is_op,
+    operand,
+    origin_of,
+    shape_of,
+)
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
 
@@ -41,7 +54,6 @@ _RESHAPES = (
     aten.flatten.using_ints,
 )
 _POSITIONAL = ("x", "v", "decay", "threshold")
-_DROPPED = ("surrogate", "alpha", "detach_reset")
 _LARGEST_FOLDED = 1 << 22  # a constant is not blown up beyond this many elements
 
 
@@ -80,7 +92,7 @@ def _drop_identities(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | No
         or (is_op(node, aten.mul.Tensor, aten.div.Tensor) and same and edit.graph.number(node.args[1]) == 1.0)
         or (is_op(node, aten.sub.Tensor) and same and edit.graph.number(node.args[1]) == 0.0)
         or (is_op(node, RESHAPE, *_RESHAPES, aten.expand.default) and same)
-        or (is_op(node, aten.permute.default) and list(node.args[1]) == sorted(d % len(shape_of(node)) for d in node.args[1]))  # type: ignore
+        or (is_op(node, aten.permute.default) and list(operand(node, 1)) == list(range(len(shape_of(node)))))
         or (is_op(node, aten.slice.Tensor) and same and len(node.args) < 5)
     )
     if identity:
@@ -109,10 +121,9 @@ def _join_reshapes(edit: Rewriter) -> None:
     for node in edit.graph.nodes:
         if not is_op(node, RESHAPE):
             continue
-        source = node.args[0]
+        source = operand(node)
         while is_op(source, RESHAPE):
-            source = source.args[0]  # type: ignore[union-attr]
-        assert isinstance(source, fx.Node)
+            source = operand(source)
         if shape_of(source) == shape_of(node):
             edit.did(node, "a reshape and its inverse")
             node.replace_all_uses_with(source)
@@ -129,7 +140,7 @@ def _spell_select(edit: Rewriter, node: fx.Node, source: fx.Node) -> None:
     dim, start, shape = int(found["dim"]), found["start"] or 0, list(shape_of(source))
     dim %= len(shape)
     if shape[dim] == 1 and isinstance(start, int) and shape_of(node) == tuple(shape[:dim] + shape[dim + 1 :]):
-        size = shape_of(source.args[0])[dim]  # type: ignore[arg-type]
+        size = shape_of(operand(source))[dim]
         edit.did(node, "one entry of a dimension is selected")
         node.target, node.args = aten.select.int, (source.args[0], dim, start % size)
 
@@ -147,24 +158,25 @@ def _fold_constants(edit: Rewriter) -> None:
         if torch.Size(shape).numel() > _LARGEST_FOLDED:
             continue
         args, keywords = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
-        values[node] = node.target(*args, **keywords)  # type: ignore[operator]
+        function: Any = node.target
+        values[node] = function(*args, **keywords)
     for node, value in values.items():
         if node.op == "get_attr" or not isinstance(value, Tensor) or all(user in values for user in node.users):
             continue
         edit.did(node, f"{node.target} of constants is a constant")
         with graph.graph.inserting_before(node):
             constant = graph.add_tensor(node.name, value.contiguous())
-        constant.meta.update({k: v for k, v in node.meta.items() if k != "val"})
+        constant.meta.update(origin_of(node))
         node.replace_all_uses_with(constant)
 
 
 def _spell_neuron(edit: Rewriter, node: fx.Node) -> None:
     found = arguments(node)
-    defaults = {a.name: a.default_value for a in node.target._schema.arguments if a.has_default_value()}  # type: ignore[union-attr]
+    defaults = defaults_of(node.target)
     neutral = {"input_gain": 1.0, "gain": 1.0, "syn_gain": 1.0, "bias": 0.0, "level": 1.0}
     keywords = {}
     for name, value in found.items():
-        if name in (*_POSITIONAL, *_DROPPED) or value is None or (name in defaults and value == defaults[name]):
+        if name in (*_POSITIONAL, *TRAINING_ONLY) or value is None or (name in defaults and value == defaults[name]):
             continue
         if name in neutral and edit.graph.number(value) == neutral[name]:
             continue

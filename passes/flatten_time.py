@@ -1,9 +1,9 @@
 """Operators run on ``[T*N, ...]`` instead of ``[T, N, ...]``: one dimension less, and the reshapes between layers cancel.
 
-``f(x) == split(f'(merge(x)))`` where ``merge`` makes ``[T, N, ...]`` into ``[T*N, ...]``, ``split`` is its inverse, and ``f'`` is ``f``
-with its dimensions shifted by one; for every ``f`` that treats both leading dimensions as independent: elementwise operators, reductions
-and softmax over later dimensions, linear layers, reshapes that leave the first two alone. What remains are the reshapes at a neuron,
-which the lowering takes away. Engines are faster on 4-D than on 5-D tensors.
+``f(x) == split(f'(merge(x)))`` where ``merge`` makes ``[T, N, ...]`` into ``[T*N, ...]``, ``split`` is its inverse, and ``f'``
+is ``f`` with its dimensions shifted by one; for every ``f`` that treats both leading dimensions as independent: elementwise
+operators, reductions and softmax over later dimensions, linear layers, reshapes that leave the first two alone. What remains
+are the reshapes at a neuron, which the lowering takes away. Engines are faster on 4-D than on 5-D tensors.
 
 Exactness: bitwise.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from snngraph.analysis.batch import ELEMENTWISE, REDUCTIONS, batch_dims
-from snngraph.graph import RESHAPE, SpikingGraph, is_op, shape_of
+from snngraph.graph import RESHAPE, SpikingGraph, is_op, operand, origin_of, shape_of
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
 
@@ -45,7 +45,7 @@ class FlattenTime(Pass):
             with graph.graph.inserting_before(node):
                 merged = [_merge(graph, n, node, dims) for n in operands]
                 flat = graph.graph.call_function(target, (*merged, *rest), keywords)
-                flat.meta = {k: v for k, v in node.meta.items() if k != "val"}
+                flat.meta = origin_of(node)
                 split = graph.graph.call_function(RESHAPE, (flat, [graph.time.steps, -1, *shape_of(node)[2:]]))
             split.meta["val"] = node.meta["val"]
             dims[split] = 1
@@ -75,30 +75,32 @@ def _shifted(graph: SpikingGraph, node: fx.Node, dims: dict[fx.Node, int | None]
     first = node.args[0] if node.args else None
     if not _leads_with_time(graph, first, dims):
         return None
-    rank = len(shape_of(first))  # type: ignore[arg-type]
+    rank = len(shape_of(first))
     if node.target in REDUCTIONS and len(node.args) > 1:
-        over = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr,arg-type]
-        return None if min(over, default=0) < 2 else (node.target, [first], ([d - 1 for d in over], *node.args[2:]), dict(node.kwargs))
+        over = [d % rank for d in operand(node, 1)]
+        if min(over, default=0) < 2:
+            return None
+        return node.target, [first], ([d - 1 for d in over], *node.args[2:]), dict(node.kwargs)
     if is_op(node, aten._softmax.default, aten._log_softmax.default):
-        dim = int(node.args[1]) % rank  # type: ignore[arg-type]
+        dim = operand(node, 1) % rank
         return None if dim < 2 else (node.target, [first], (dim - 1, *node.args[2:]), {})
     if is_op(node, aten.linear.default):
         return node.target, [first], node.args[1:], {}
     if is_op(node, aten.permute.default):
-        order = [int(d) % rank for d in node.args[1]]  # type: ignore[union-attr,arg-type]
+        order = [d % rank for d in operand(node, 1)]
         return None if order[:2] != [0, 1] else (node.target, [first], ([0, *(d - 1 for d in order[2:])],), {})
     return None
 
 
-def _mergeable(graph: SpikingGraph, operand: fx.Node, node: fx.Node, dims: dict[fx.Node, int | None]) -> bool:
-    shape, rank = shape_of(operand), len(shape_of(node))
+def _mergeable(graph: SpikingGraph, x: fx.Node, node: fx.Node, dims: dict[fx.Node, int | None]) -> bool:
+    shape, rank = shape_of(x), len(shape_of(node))
     if len(shape) == rank:
-        return (shape[0] == graph.time.steps and dims.get(operand) == 1) or shape[:2] == (1, 1)
+        return (shape[0] == graph.time.steps and dims.get(x) == 1) or shape[:2] == (1, 1)
     return len(shape) <= rank - 2  # it broadcasts over both
 
 
-def _merge(graph: SpikingGraph, operand: fx.Node, node: fx.Node, dims: dict[fx.Node, int | None]) -> fx.Node:
-    shape = shape_of(operand)
+def _merge(graph: SpikingGraph, x: fx.Node, node: fx.Node, dims: dict[fx.Node, int | None]) -> fx.Node:
+    shape = shape_of(x)
     if node.target in ELEMENTWISE and len(shape) != len(shape_of(node)):
-        return operand  # it broadcasts over both
-    return graph.graph.call_function(RESHAPE, (operand, [-1 if dims.get(operand) == 1 else 1, *shape[2:]]))
+        return x  # it broadcasts over both
+    return graph.graph.call_function(RESHAPE, (x, [-1 if dims.get(x) == 1 else 1, *shape[2:]]))

@@ -1,9 +1,9 @@
-"""Batch norm with fixed statistics is an affine map per channel, ``y = a*x + b`` with ``a = w/sqrt(var + eps)``, ``b = bias - a*mean``.
+"""Batch norm with fixed statistics is ``y = a*x + b`` per channel, with ``a = weight/sqrt(var + eps)`` and ``b = bias - a*mean``.
 
 * After a convolution or linear layer, also through reshapes and permutations that keep the channel: ``W' = a*W``,
   ``bias' = a*bias + b``, per output channel.
-* Before a neuron, where no such layer can take it: ``h = decay*v + input_gain*gain*(a*x + b) + bias`` gives ``gain' = gain*a`` and
-  ``bias' = bias + input_gain*gain*b``. Not through a synapse, which would filter ``b`` too, unless ``b`` is 0.
+* Before a neuron, where no such layer can take it: ``h = decay*v + input_gain*gain*(a*x + b) + bias`` gives ``gain' = gain*a``
+  and ``bias' = bias + input_gain*gain*b``. Not through a synapse, which would filter ``b`` too, unless ``b`` is 0.
 * Elsewhere it stays.
 
 Refused: batch statistics (``track_running_stats=False``), a layer whose output others read too, a gain that varies over time.
@@ -20,7 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
-from snngraph.graph import LIF, LIF_STEP, VIEWS, SpikingGraph, arguments, is_op, shape_of
+from snngraph.graph import LIF, LIF_STEP, VIEWS, SpikingGraph, arguments, is_op, operand, shape_of
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
 
@@ -55,17 +55,16 @@ class FoldBatchNorm(Pass):
 
 def _affine(graph: SpikingGraph, norm: fx.Node) -> tuple[Tensor, Tensor] | str:
     """``a`` and ``b``, one number per channel each, in float64; or why there are none."""
-    _, weight, bias, mean, var, _, eps = norm.args
-    values = [graph.constant(n) for n in (weight, bias, mean, var)]
-    if any(value is None and n is not None for value, n in zip(values, (weight, bias, mean, var), strict=True)):
+    given = arguments(norm)
+    weight, bias, mean, var = (graph.constant(given[k]) for k in ("weight", "bias", "running_mean", "running_var"))
+    computed = (given["weight"] is not None and weight is None) or (given["bias"] is not None and bias is None)
+    if computed or mean is None or var is None:
         return "its parameters are not constants"
-    w, b, m, v = (None if value is None else value.double() for value in values)
-    assert m is not None and v is not None
-    a = torch.rsqrt(v + float(eps))  # type: ignore[arg-type]
+    a = torch.rsqrt(var.double() + given["eps"])
     if not torch.isfinite(a).all():
         return "a variance is negative or not finite"
-    a = a if w is None else a * w
-    return a, (torch.zeros_like(a) if b is None else b) - a * m
+    a = a if weight is None else a * weight.double()
+    return a, (torch.zeros_like(a) if bias is None else bias.double()) - a * mean.double()
 
 
 def _outputs(norm: fx.Node) -> fx.Node | None:
@@ -81,40 +80,39 @@ def _into_layer(edit: Rewriter, norm: fx.Node) -> str | None:
     output = _outputs(norm)
     if output is None:
         return "its saved statistics are used"
-    source, dim = norm.args[0], 1
+    source, dim = operand(norm), 1
     while True:
-        assert isinstance(source, fx.Node)
         if len(source.users) > 1:
             return f"{source.name} is read by {len(source.users)} operators"
         if is_op(source, *VIEWS):
-            kept = _dim_before_reshape(source, dim)
+            kept = _kept_dim(dim, shape_of(source), shape_of(operand(source)))
         elif is_op(source, aten.permute.default):
-            kept = int(source.args[1][dim]) % len(shape_of(source))  # type: ignore[index,arg-type]
+            kept = operand(source, 1)[dim] % len(shape_of(source))
         else:
             break
         if kept is None:
             return f"{source.name} splits or merges the channels"
-        source, dim = source.args[0], kept  # type: ignore[assignment]
+        source, dim = operand(source), kept
     layer = _layer_with_outputs_in(source, dim)
     if layer is None:
         return f"{source.name} before it is no convolution or linear layer with its channels there"
-    weight = edit.graph.constant(layer.args[1])
-    bias_node = layer.args[2] if len(layer.args) > 2 else None
-    bias = edit.graph.constant(bias_node)
-    if weight is None or (bias is None and bias_node is not None):
+    given = arguments(layer)
+    weight, bias = edit.graph.constant(given["weight"]), edit.graph.constant(given["bias"])
+    if weight is None or (bias is None and given["bias"] is not None):
         return f"the weights of {layer.name} are not constants"
-    transposed = is_op(layer, aten.convolution.default) and bool(layer.args[6])
-    if transposed and layer.args[8] != 1:
+    transposed = bool(given.get("transposed"))
+    if transposed and given["groups"] != 1:
         return f"{layer.name} is a transposed convolution with groups"
     a, b = found
     along = 1 if transposed else 0
     shape = [-1 if d == along else 1 for d in range(weight.dim())]
-    name = str(layer.args[1].target)  # type: ignore[union-attr]
+    b = b if bias is None else bias.double() * a + b
+    name = str(given["weight"].target)
     with edit.graph.graph.inserting_before(layer):
         new_weight = edit.graph.add_tensor(f"{name}_folded", weight.double() * a.view(shape))
-        new_bias = edit.graph.add_tensor(f"{name.removesuffix('weight')}bias_folded", b if bias is None else bias.double() * a + b)
+        new_bias = edit.graph.add_tensor(f"{name.removesuffix('weight')}bias_folded", b)
     layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
-    output.replace_all_uses_with(norm.args[0])  # type: ignore[arg-type]
+    output.replace_all_uses_with(operand(norm))
     edit.did(norm, f"folded into {layer.name}")
     return None
 
@@ -125,12 +123,11 @@ def _layer_with_outputs_in(node: fx.Node, dim: int) -> fx.Node | None:
     return node if is_op(node, aten.linear.default) and dim == len(shape_of(node)) - 1 else None
 
 
-def _dim_before_reshape(node: fx.Node, dim: int) -> int | None:
-    """The dimension of a reshape's input that its output's ``dim`` is: of the same size, with as many elements behind it."""
-    before, after = shape_of(node.args[0]), shape_of(node)  # type: ignore[arg-type]
-    behind = torch.Size(after[dim + 1 :]).numel()
-    for d, size in enumerate(before):
-        if size == after[dim] and torch.Size(before[d + 1 :]).numel() == behind:
+def _kept_dim(dim: int, shape: tuple[int, ...], reshaped: tuple[int, ...]) -> int | None:
+    """The dimension of ``reshaped`` that is ``shape``'s ``dim``: of the same size, with as many elements behind it."""
+    behind = torch.Size(shape[dim + 1 :]).numel()
+    for d, size in enumerate(reshaped):
+        if size == shape[dim] and torch.Size(reshaped[d + 1 :]).numel() == behind:
             return d
     return None
 
@@ -147,7 +144,7 @@ def _into_neuron(edit: Rewriter, norm: fx.Node) -> str | None:
         user = next(iter(node.users))
         if not is_op(user, *VIEWS):
             break
-        kept = _dim_after_reshape(user, dim)
+        kept = _kept_dim(dim, shape_of(node), shape_of(user))
         if kept is None:
             return "its channels do not reach a neuron unchanged"
         node, dim = user, kept
@@ -170,16 +167,7 @@ def _into_neuron(edit: Rewriter, norm: fx.Node) -> str | None:
     new = {"gain": a if gain is None else a * gain, "bias": offset if bias is None else offset + bias}
     with edit.graph.graph.inserting_before(user):
         nodes = {k: edit.graph.add_tensor(f"{norm.name}_{k}", t.double()) for k, t in new.items()}
-    user.kwargs = dict(sorted({**{k: v for k, v in user.kwargs.items()}, **nodes}.items()))
-    output.replace_all_uses_with(norm.args[0])  # type: ignore[arg-type]
+    user.kwargs = dict(sorted({**user.kwargs, **nodes}.items()))
+    output.replace_all_uses_with(operand(norm))
     edit.did(norm, f"folded into the gain and bias of {user.name}")
-    return None
-
-
-def _dim_after_reshape(node: fx.Node, dim: int) -> int | None:
-    before, after = shape_of(node.args[0]), shape_of(node)  # type: ignore[arg-type]
-    behind = torch.Size(before[dim + 1 :]).numel()
-    for d, size in enumerate(after):
-        if size == before[dim] and torch.Size(after[d + 1 :]).numel() == behind:
-            return d
     return None

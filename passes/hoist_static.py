@@ -1,8 +1,8 @@
 """What does not depend on time runs once, not T times: ``f(repeat_T(x)) == repeat_T(f(x))`` for ``f`` that treats samples apart.
 
-A static image shown for T steps, ``[N, ...]`` repeated to ``[T, N, ...]``, goes through its first layers T times over. The repetition is
-moved behind every operator that treats the leading dimension as independent samples, as far as the first neuron, which takes the same
-input at every step. A mean over the repeated axis is the value itself.
+A static image shown for T steps, ``[N, ...]`` repeated to ``[T, N, ...]``, goes through its first layers T times over. The
+repetition is moved behind every operator that treats the leading dimension as independent samples, as far as the first neuron,
+which takes the same input at every step. A mean over the repeated axis is the value itself.
 
 Exactness: real (a layer on ``[N, ...]`` may sum in another order than on ``[T*N, ...]``).
 """
@@ -16,7 +16,7 @@ import torch
 from torch import fx
 
 from snngraph.analysis.batch import independent_of_leading
-from snngraph.graph import RESHAPE, SpikingGraph, is_op, shape_of
+from snngraph.graph import RESHAPE, SpikingGraph, is_op, operand, origin_of, shape_of
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
 
@@ -50,7 +50,7 @@ class HoistStatic(Pass):
                 continue  # another input that does vary
             with graph.graph.inserting_before(node):
                 hoisted = graph.graph.node_copy(node, lambda n: once.get(n, n))
-            hoisted.meta = {k: v for k, v in node.meta.items() if k != "val"}
+            hoisted.meta = origin_of(node)
             once[node] = hoisted
         _repeat_where_needed(edit, once)
         return edit.result()
@@ -59,17 +59,15 @@ class HoistStatic(Pass):
 def _repeated(graph: SpikingGraph, node: fx.Node) -> fx.Node | None:
     """``x`` when ``node`` is ``[N, ...]`` repeated over time and merged, ``[T*N, ...]``."""
     steps = graph.time.steps
-    if not is_op(node, RESHAPE):
+    repeated = operand(node) if is_op(node, RESHAPE) else None
+    if steps < 2 or not is_op(repeated, aten.expand.default, aten.repeat.default) or not is_op(operand(repeated), RESHAPE):
         return None
-    repeated = node.args[0]
-    if is_op(repeated, aten.expand.default, aten.repeat.default):
-        one = repeated.args[0]  # type: ignore[union-attr]
-        if is_op(one, RESHAPE) and steps > 1 and shape_of(one)[0] == 1 and shape_of(repeated) == (steps, *shape_of(one)[1:]):  # type: ignore
-            x = one.args[0]  # type: ignore[union-attr]
-            assert isinstance(x, fx.Node)
-            if shape_of(one) == (1, *shape_of(x)) and shape_of(node) == (steps * shape_of(x)[0], *shape_of(x)[1:]):
-                return x
-    return None
+    one: fx.Node = operand(repeated)  # [1, N, ...]
+    x: fx.Node = operand(one)
+    shape = shape_of(x)
+    if not shape or shape_of(one) != (1, *shape) or shape_of(repeated) != (steps, *shape):
+        return None
+    return x if shape_of(node) == (steps * shape[0], *shape[1:]) else None
 
 
 def _repeat_where_needed(edit: Rewriter, once: dict[fx.Node, fx.Node]) -> None:

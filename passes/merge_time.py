@@ -1,8 +1,9 @@
 """T copies of a step become one operator over time.
 
-An unrolled network runs every layer once per step. Copies are recognised by structure: ``select(x, time, t)`` belongs to step ``t``, an
-operator belongs to the step of its inputs, the ``t``-th ``snn::lif_step`` of a chain (each takes the state the one before it left)
-belongs to step ``t``; operators with the same target, the same constants and inputs of the same family form a family. Then
+An unrolled network runs every layer once per step. Copies are recognised by structure: ``select(x, time, t)`` belongs to step
+``t``, an operator belongs to the step of its inputs, the ``t``-th ``snn::lif_step`` of a chain (each takes the state the one
+before it left) belongs to step ``t``; operators with the same target, the same constants and inputs of the same family form a
+family. Then
 
 * a family of operators that treat their leading dimension as independent samples runs once, on ``[T*N, ...]``;
 * a chain of T ``lif_step`` is one ``lif``;
@@ -24,7 +25,19 @@ import torch
 from torch import fx
 
 from snngraph.analysis.batch import batch_dims, independent_of_leading
-from snngraph.graph import LIF, LIF_STEP, OUTPUT_NAMES, RESHAPE, SpikingGraph, arguments, is_op, shape_of
+from snngraph.graph import (
+    LIF,
+    LIF_STEP,
+    OUTPUT_NAMES,
+    RESHAPE,
+    SpikingGraph,
+    arguments,
+    is_op,
+    operand,
+    origin_of,
+    previous_step,
+    shape_of,
+)
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
 
@@ -58,11 +71,11 @@ def chains_of_steps(graph: SpikingGraph) -> list[list[fx.Node]]:
     heads = []
     for node in graph.nodes:
         if is_op(node, LIF_STEP):
-            state = arguments(node)["v"]
-            if is_op(state, operator.getitem) and is_op(state.args[0], LIF_STEP) and state.args[1] == _STATES["v"]:
-                follower[state.args[0]] = node
-            else:
+            previous = previous_step(node)
+            if previous is None:
                 heads.append(node)
+            else:
+                follower[previous] = node
     chains = []
     for head in heads:
         chain = [head]
@@ -118,11 +131,10 @@ class _Merger:
     def _step_and_key(self, node: fx.Node) -> tuple[int, Any]:
         if node.op != "call_function":
             return _STATIC, None
-        if is_op(node, aten.select.int) and self.step_of[node.args[0]] == _STATIC:  # type: ignore[index]
-            source, dim, index = node.args
-            size = shape_of(source)[dim]  # type: ignore[arg-type,index]
-            if size == self.steps and self._is_time(source, dim):  # type: ignore[arg-type]
-                return index % size, ("select", source, dim)  # type: ignore[operator]
+        if is_op(node, aten.select.int) and self.step_of[operand(node)] == _STATIC:
+            source, dim, index = (operand(node, k) for k in range(3))
+            if shape_of(source)[dim] == self.steps and self._is_time(source, dim):
+                return index % self.steps, ("select", source, dim)
         if is_op(node, LIF_STEP):
             number, step = self.position[node]
             others = {self.step_of[n] for n in self._inputs_without_state(node)} - {_STATIC}
@@ -130,7 +142,7 @@ class _Merger:
         steps = {self.step_of[n] for n in node.all_input_nodes} - {_STATIC}
         if not steps:
             return _STATIC, None
-        if is_op(node, aten.stack.default, aten.cat.default) and self._is_whole_stack(node.args[0]):  # type: ignore[arg-type]
+        if is_op(node, aten.stack.default, aten.cat.default) and self._is_whole_stack(operand(node)):
             return _STATIC, None
         if _MIXED in steps or len(steps) > 1:
             return _MIXED, None
@@ -166,9 +178,8 @@ class _Merger:
         first = members[0]
         if is_op(first, LIF_STEP):
             return self._merge_neuron(members)
-        if is_op(first, aten.select.int) and self.step_of[first.args[0]] == _STATIC:  # type: ignore[index]
-            source, dim, _ = first.args
-            value: Any = source
+        if is_op(first, aten.select.int) and self.step_of[operand(first)] == _STATIC:
+            value, dim = operand(first), operand(first, 1)
             if dim != 0:
                 rank = len(shape_of(value))
                 value = self._call(aten.permute.default, value, [dim, *(d for d in range(rank) if d != dim)])
@@ -194,15 +205,15 @@ class _Merger:
     def _call(self, target: Any, *args: Any, like: fx.Node | None = None, **keywords: Any) -> fx.Node:
         """A call on merged operands; ``like`` is the copy it stands for."""
 
-        def operand(n: fx.Node) -> fx.Node:
+        def merged_operand(n: fx.Node) -> fx.Node:
             if like is None or self.step_of.get(n, _STATIC) == _STATIC:
                 return self._spread(n) if like is not None and self._per_sample_operand(n, like) else n
             return self.merged[self.key_of[n]]
 
-        args, keywords = fx.node.map_arg((args, keywords), operand)
+        args, keywords = fx.node.map_arg((args, keywords), merged_operand)
         node = self.fx.call_function(target, args, keywords)
         if like is not None:
-            node.meta = {k: v for k, v in like.meta.items() if k != "val"}
+            node.meta = origin_of(like)
         return node
 
     def _per_sample_operand(self, node: fx.Node, like: fx.Node) -> bool:
@@ -224,36 +235,36 @@ class _Merger:
                 return None
         for member in members[:-1]:
             for output in member.users:
-                k = output.args[1]
                 outside = [u for u in output.users if not is_op(u, LIF_STEP)]
-                if k in _STATES.values() and outside:
-                    self.edit.refuse(first, f"its state {OUTPUT_NAMES[k]} after a step is read by {outside[0].name}")  # type: ignore[index]
+                if outside and _is_state(output):
+                    name = OUTPUT_NAMES[operand(output, 1)]
+                    self.edit.refuse(first, f"its state {name} after a step is read by {outside[0].name}")
                     return None
         operands = {}
         for name in ("x", "gain"):
             values = [f[name] for f in found]
             if values[0] is None:
                 continue
-            operand = self._over_time(values, shape_of(first.args[0]) if name == "x" else None)  # type: ignore[arg-type]
-            if operand is None:
+            whole = self._over_time(values, shape_of(operand(first)) if name == "x" else None)
+            if whole is None:
                 return None
-            operands[name] = operand
+            operands[name] = whole
         keywords = {k: v for k, v in first.kwargs.items() if k != "gain"}
         if "gain" in operands:
             keywords["gain"] = operands["gain"]
         if any(output.args[1] == 3 and output.users for m in members for output in m.users):
             keywords["with_h"] = True
         node = self.fx.call_function(LIF, (operands["x"], *first.args[1:4]), keywords)
-        node.meta = {k: v for k, v in first.meta.items() if k != "val"}
+        node.meta = origin_of(first)
         self.edit.did(first, f"{self.steps} steps are one neuron over time")
         return node
 
-    def _over_time(self, values: list[Any], shape: tuple[int, ...] | None) -> fx.Node | None:
+    def _over_time(self, values: list[fx.Node], shape: tuple[int, ...] | None) -> fx.Node | None:
         """The operands of T steps as one, ``[T, N, ...]``; an operand of all steps stays as it is where it may broadcast."""
         keys = {self.key_of.get(v) for v in values}
         if len(set(values)) == 1 and self.step_of[values[0]] == _STATIC:
             if shape is None:
-                return values[0]  # type: ignore[no-any-return]
+                return values[0]
             one = self._call(RESHAPE, values[0], [1, -1, *shape[1:]])
             return self._call(aten.expand.default, one, [self.steps, -1, *shape[1:]])
         if len(keys) != 1 or None in keys or next(iter(keys)) not in self.merged:
@@ -262,12 +273,11 @@ class _Merger:
         return self._call(RESHAPE, value, [self.steps, -1, *shape_of(values[0])[1:]])
 
     def _neuron_output(self, first: fx.Node) -> fx.Node | None:
-        key = self.key_of[first.args[0]]  # type: ignore[index]
+        key = self.key_of[operand(first)]
         if key not in self.merged:
             return None
-        k = first.args[1]
-        value = self._call(operator.getitem, self.merged[key], k)
-        return value if k in _STATES.values() else self._call(RESHAPE, value, [-1, *shape_of(first)[1:]])
+        value = self._call(operator.getitem, self.merged[key], operand(first, 1))
+        return value if _is_state(first) else self._call(RESHAPE, value, [-1, *shape_of(first)[1:]])
 
     # -- uses --------------------------------------------------------------------------------------------------------------
 
@@ -279,7 +289,7 @@ class _Merger:
         if isinstance(members[0].meta["val"], tuple | list):
             return  # its outputs are families of their own
         with self.fx.inserting_before(value.next):
-            if is_op(members[0], operator.getitem) and is_op(members[0].args[0], LIF_STEP) and members[0].args[1] in _STATES.values():
+            if is_op(members[0], operator.getitem) and is_op(operand(members[0]), LIF_STEP) and _is_state(members[0]):
                 members[-1].replace_all_uses_with(value)  # the state after the last step
                 return
             self._replace_stacks(members, value)
@@ -295,11 +305,10 @@ class _Merger:
         with self.fx.inserting_before(value.next):
             for t, member in enumerate(members):
                 for output in member.users:
-                    if self.key_of.get(output) in self.merged or (output.args[1] in _STATES.values() and t < self.steps - 1):
+                    if self.key_of.get(output) in self.merged or (_is_state(output) and t < self.steps - 1):
                         continue
-                    whole = self._call(operator.getitem, value, output.args[1])
-                    is_state = output.args[1] in _STATES.values()
-                    output.replace_all_uses_with(whole if is_state else self._call(aten.select.int, whole, 0, t))
+                    whole = self._call(operator.getitem, value, operand(output, 1))
+                    output.replace_all_uses_with(whole if _is_state(output) else self._call(aten.select.int, whole, 0, t))
 
     def _stays(self, user: fx.Node) -> bool:
         return user.op == "output" or (user in self.step_of and self.key_of.get(user) not in self.merged)
@@ -309,14 +318,14 @@ class _Merger:
         for user in list(members[0].users):
             if is_op(user, RESHAPE) and shape_of(user) in ((1, *shape), (shape[0], 1, *shape[1:])) and self.steps > 1:
                 for cat in [u for u in user.users if is_op(u, aten.cat.default)]:
-                    parts = cat.args[0]
-                    if [p.args[0] if is_op(p, RESHAPE) and shape_of(p) == shape_of(user) else p for p in parts] == members:  # type: ignore
-                        self._stacked(cat, int(cat.args[1]) if len(cat.args) > 1 else 0, shape_of(user), value)  # type: ignore
-            elif is_op(user, aten.stack.default) and list(user.args[0]) == members:  # type: ignore[arg-type]
-                dim = (int(user.args[1]) if len(user.args) > 1 else 0) % (len(shape) + 1)  # type: ignore
+                    parts = [operand(p) if is_op(p, RESHAPE) and shape_of(p) == shape_of(user) else p for p in operand(cat)]
+                    if parts == members:
+                        self._stacked(cat, arguments(cat)["dim"], shape_of(user), value)
+            elif is_op(user, aten.stack.default) and list(operand(user)) == members:
+                dim = arguments(user)["dim"] % (len(shape) + 1)
                 if dim < 2:
                     self._stacked(user, dim, (1, *shape) if dim == 0 else (shape[0], 1, *shape[1:]), value)
-            elif is_op(user, aten.cat.default) and list(user.args[0]) == members and user.args[1:] in ((), (0,)):  # type: ignore[arg-type]
+            elif is_op(user, aten.cat.default) and list(operand(user)) == members and arguments(user)["dim"] == 0:
                 user.replace_all_uses_with(value)
 
     def _stacked(self, user: fx.Node, dim: int, part: tuple[int, ...], value: fx.Node) -> None:
@@ -331,14 +340,25 @@ class _Merger:
 
     def _replace_sum(self, members: list[fx.Node], value: fx.Node) -> None:
         """``((y_0 + y_1) + y_2) + ...``, with or without a leading ``0 +``."""
-        for start in [members[0], *(u for u in members[0].users if is_op(u, aten.add.Tensor) and self.graph.number(u.args[1]) == 0.0)]:
-            total: fx.Node | None = start
-            for member in members[1:]:
-                total = next(
-                    (u for u in total.users if is_op(u, aten.add.Tensor) and set(u.args[:2]) == {total, member} and not u.kwargs), None
-                )
-                if total is None:
-                    break
+        first, *others = members
+        with_zero = [u for u in first.users if is_op(u, aten.add.Tensor) and self.graph.number(operand(u, 1)) == 0.0]
+        for start in (first, *with_zero):
+            total = _running_sum(start, others)
             if total is not None and total is not start:
-                apart = self._call(RESHAPE, value, [self.steps, -1, *shape_of(members[0])[1:]])
+                apart = self._call(RESHAPE, value, [self.steps, -1, *shape_of(first)[1:]])
                 total.replace_all_uses_with(self._call(aten.sum.dim_IntList, apart, [0]))
+
+
+def _is_state(output: fx.Node) -> bool:
+    """Whether this output of a neuron is a state that its next step takes."""
+    return operand(output, 1) in _STATES.values()
+
+
+def _running_sum(total: fx.Node, others: list[fx.Node]) -> fx.Node | None:
+    """The node that has added all of ``others`` to ``total``, one after another."""
+    for other in others:
+        adders = [u for u in total.users if is_op(u, aten.add.Tensor) and set(u.args[:2]) == {total, other} and not u.kwargs]
+        if not adders:
+            return None
+        total = adders[0]
+    return total

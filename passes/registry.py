@@ -1,7 +1,7 @@
 """Passes by name: our own, and those of outside packages under the entry point group ``snngraph.passes``.
 
-An entry point names a :class:`~snngraph.passes.base.Pass` class, or a function without arguments that returns a pass. On the command
-line and in ``passes=[...]`` a pass is written as its name, or with options: ``"my_pass(limit=3)"``.
+An entry point names a :class:`~snngraph.passes.base.Pass` class, or a function without arguments that returns a pass. On the
+command line and in ``passes=[...]`` a pass is written as its name, or with options: ``"my_pass(limit=3)"``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, cast
 
 from snngraph import pipelines
 from snngraph.errors import NameClashError, PassError, UnknownPassError
@@ -64,7 +64,7 @@ def find(name: str) -> Callable[..., Pass]:
     outside = _outside()
     if name in _BUILTIN:
         module, attribute = _BUILTIN[name].split(":")
-        return getattr(import_module(module), attribute)  # type: ignore[no-any-return]
+        return cast("Callable[..., Pass]", getattr(import_module(module), attribute))
     if name in _PIPELINES:
         return _PIPELINES[name]
     if name in outside:
@@ -87,7 +87,7 @@ def available() -> tuple[PassInfo, ...]:
         factory = find(name)
         options: dict[str, Any] = {}
         if isinstance(factory, type):
-            options = {f.name: f.default for f in dataclasses.fields(factory)}  # type: ignore[arg-type]
+            options = {f.name: f.default for f in dataclasses.fields(factory)}
         exactness = getattr(factory, "exactness", Pipeline.exactness)
         summary = (factory.__doc__ or "").strip().partition("\n")[0]
         infos.append(PassInfo(name, packages.get(name, "snngraph"), exactness, summary, options))
@@ -114,7 +114,7 @@ def _from_text(text: str) -> Pass:
         else:
             raise ValueError("no name")
     except (SyntaxError, ValueError):
-        raise PassError(f"{text!r} is no pass: expected a name, or a name with options like merge_time() or my_pass(limit=3)") from None
+        raise PassError(f"{text!r} is no pass: expected a name, or a name with options like my_pass(limit=3)") from None
     factory = find(name)
     try:
         return factory(**options)
@@ -126,10 +126,11 @@ def _from_text(text: str) -> Pass:
 def _outside() -> dict[str, EntryPoint]:
     found: dict[str, EntryPoint] = {}
     for entry in entry_points(group=GROUP):
+        package, other = _package(entry), found.get(entry.name)
         if entry.name in _BUILTIN or entry.name in _PIPELINES:
-            raise NameClashError(f"package {_package(entry)!r} brings a pass {entry.name!r}, which is the name of one of snngraph's own")
-        if entry.name in found and found[entry.name].value != entry.value:
-            raise NameClashError(f"packages {_package(found[entry.name])!r} and {_package(entry)!r} both bring a pass {entry.name!r}")
+            raise NameClashError(f"package {package!r} brings a pass {entry.name!r}, which is the name of one of snngraph's own")
+        if other is not None and other.value != entry.value:
+            raise NameClashError(f"packages {_package(other)!r} and {package!r} both bring a pass {entry.name!r}")
         found[entry.name] = entry
     return found
 
@@ -139,10 +140,11 @@ def _package(entry: EntryPoint) -> str:
 
 
 def _load(entry: EntryPoint) -> Callable[..., Pass]:
+    title = f"the pass {entry.name!r} of package {_package(entry)!r}"
     try:
         factory = entry.load()
     except Exception as error:
-        raise PassError(f"the pass {entry.name!r} of package {_package(entry)!r} can not be imported ({entry.value}): {error}") from error
+        raise PassError(f"{title} can not be imported ({entry.value}): {error}") from error
     if not callable(factory) or (isinstance(factory, type) and not issubclass(factory, Pass)):
-        raise PassError(f"the pass {entry.name!r} of package {_package(entry)!r} ({entry.value}) is no Pass class and no factory of one")
-    return factory  # type: ignore[no-any-return]
+        raise PassError(f"{title} ({entry.value}) is no Pass class and no factory of one")
+    return cast("Callable[..., Pass]", factory)

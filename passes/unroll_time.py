@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from snngraph.graph import LIF, LIF_STEP, SpikingGraph, arguments, is_op, shape_of
+from snngraph.graph import LIF, LIF_STEP, SpikingGraph, arguments, is_op, operand, origin_of, shape_of
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
 
@@ -59,12 +59,12 @@ def _unroll(graph: fx.Graph, node: fx.Node, steps: int) -> None:
                 extra["i"] = i
             x = call(aten.select.int, found["x"], 0, t)
             step = call(LIF_STEP, x, v, found["decay"], found["threshold"], **dict(sorted({**keywords, **extra}.items())))
-            step.meta = {k: value for k, value in node.meta.items() if k != "val"}
+            step.meta = origin_of(node)
             v = call(operator.getitem, step, 1)
             i = call(operator.getitem, step, 2) if found["syn_decay"] is not None else None
             for k, values in outputs.items():
                 values.append(call(operator.getitem, step, k))
         last = {1: v, 2: i if i is not None else call(operator.getitem, step, 2)}
         for output in list(node.users):
-            k = output.args[1]
-            output.replace_all_uses_with(last[k] if k in last else call(aten.stack.default, outputs[k], 0))  # type: ignore[index]
+            k = operand(output, 1)
+            output.replace_all_uses_with(last[k] if k in last else call(aten.stack.default, outputs[k], 0))
