@@ -145,8 +145,8 @@ def convert(
         progress: called with the name of every stage as it begins.
 
     Raises:
-        SnnGraphError: whatever :func:`snngraph.trace`, :func:`optimize`, :func:`build` and ``Engine.save`` raise. What can be known
-            beforehand (target, precision, mode, an existing file) is checked before any work.
+        SnnGraphError: whatever :func:`snngraph.trace`, :func:`optimize`, :func:`build` and ``Engine.save`` raise. What can be
+            known beforehand (target, precision, mode, an existing file) is checked before any work.
     """
     check_options(target, precision, mode)
     if path is not None:
@@ -197,19 +197,18 @@ def _precision(precision: str | None) -> Precision:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UnknownPrecisionError(f"no precision is named {precision!r}{hint} Known: {', '.join(known)}")
     if precision == "exact":
-        raise PrecisionNotAvailableError(
-            "precision 'exact' is not available yet: it needs integer synapses, which this version does not have; use precision='fp32'"
-        )
-    if precision != "fp32":
+        why = "it needs integer synapses, which this version does not have"
+        raise PrecisionNotAvailableError(f"precision 'exact' is not available yet: {why}; use precision='fp32'")
+    if precision != DEFAULT_PRECISION:
         raise PrecisionNotAvailableError(f"precision {precision!r} is not available yet; use precision='fp32'")
-    return precision
+    return DEFAULT_PRECISION
 
 
 def _require_mode(mode: str) -> None:
     if mode not in get_args(Mode):
         raise EngineModeError(f"no mode is named {mode!r}: expected 'sequence' or 'step'")
     if mode == "step":
-        raise EngineModeError("mode 'step' is not available yet: this version builds engines that take the whole sequence; use mode='sequence'")
+        raise EngineModeError("mode 'step' is not available yet: engines take the whole sequence; use mode='sequence'")
 
 
 def _tap_spec(layer: NeuronLayer, steps: int, inputs: tuple[TensorSpec, ...]) -> TensorSpec:

@@ -1,14 +1,15 @@
 """Adapters: how the neuron modules of a library are seen during capture.
 
 An adapter replaces the ``forward`` of every module it knows for the time of a capture. What it puts there computes with ``snn::``
-operators and keeps the membrane state in a dictionary that the capture owns, so that no state is baked into the graph, none leaks out
-of it, and the module is found afterwards as it was. Adapters of outside packages are found by the entry point group
+operators and keeps the membrane state in a dictionary that the capture owns, so that no state is baked into the graph, none
+leaks out of it, and the module is found afterwards as it was. Adapters of outside packages are found by the entry point group
 ``snngraph.adapters``; each entry names an :class:`Adapter` instance.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from typing import Any, Protocol, runtime_checkable
@@ -83,7 +84,8 @@ def adapters() -> tuple[Adapter, ...]:
         adapter = entry.load()
         adapter = adapter() if isinstance(adapter, type) else adapter
         if not isinstance(adapter, Adapter):
-            raise CaptureError(f"entry point {entry.name!r} of {GROUP} ({entry.value}) is no Adapter: see snngraph.frontends.adapters")
+            title = f"entry point {entry.name!r} of {GROUP} ({entry.value})"
+            raise CaptureError(f"{title} is no Adapter: see snngraph.frontends.adapters")
         if adapter.name in found or adapter.name == SnnGraphNeurons.name:
             raise NameClashError(f"two adapters are named {adapter.name!r}; one of them comes from {entry.value}")
         found[adapter.name] = adapter
@@ -104,11 +106,7 @@ def adapted(model: nn.Module) -> Iterator[None]:
     try:
         for module, adapter in matching(model):
             memory: dict[str, Any] = {}
-
-            def forward(*args: Any, _module: nn.Module = module, _adapter: Adapter = adapter, _memory: Any = memory, **kwargs: Any) -> Any:
-                return _adapter.forward(_module, _memory, *args, **kwargs)
-
-            module.__dict__["forward"] = forward
+            module.__dict__["forward"] = functools.partial(adapter.forward, module, memory)
             replaced.append(module)
         yield
     finally:

@@ -1,14 +1,15 @@
 """``trace``: a model becomes a :class:`SpikingGraph`.
 
-The model is exported twice with ``torch.export``, at two batch sizes, under the adapters of its neurons. Where the two graphs differ
-the batch stands: those sizes become ``-1``, and the graph runs at any batch size. It is then compared with the model bit for bit, on
-the example and on a second input, before anything is rewritten; and again, in float64, after time has been merged.
+The model is exported twice with ``torch.export``, at two batch sizes, under the adapters of its neurons. Where the two graphs
+differ the batch stands: those sizes become ``-1``, and the graph runs at any batch size. It is then compared with the model bit
+for bit, on the example and on a second input, before anything is rewritten; and again, in float64, after time has been merged.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -42,7 +43,7 @@ def trace(
     example: Any,
     *,
     time_steps: int | None = None,
-    time_dim: int | None | str = _AUTO,
+    time_dim: int | str | None = _AUTO,
     batch_dim: int | None = None,
     reset: Callable[[], object] | None = None,
     time_reduction: str | None = None,
@@ -50,16 +51,16 @@ def trace(
     """Captures a trained model as a graph.
 
     Args:
-        model: in evaluation mode. Without ``time_steps`` it takes the whole sequence, ``[T, N, ...]`` or ``[N, T, ...]``, or a static
-            input ``[N, ...]`` that it repeats itself.
+        model: in evaluation mode. Without ``time_steps`` it takes the whole sequence, ``[T, N, ...]`` or ``[N, T, ...]``, or a
+            static input ``[N, ...]`` that it repeats itself.
         example: one input, or a tuple of several; tensors or NumPy arrays.
         time_steps: the model takes one step, and is called so many times from the reset state; the example is ``[T, N, ...]``
             (``time_dim=0``), ``[N, T, ...]`` (``time_dim=1``) or static ``[N, ...]`` (``time_dim=None``).
         time_dim: the example's time axis; inferred unless given.
         batch_dim: the example's batch axis; inferred unless given.
         reset: called without arguments before every run, to reset state that no adapter knows.
-        time_reduction: what to do with the outputs of a model called step by step: ``None`` stacks them, ``[T, N, ...]``; ``"mean"``,
-            ``"sum"`` and ``"last"`` reduce them over time.
+        time_reduction: what to do with the outputs of a model called step by step: ``None`` stacks them, ``[T, N, ...]``;
+            ``"mean"``, ``"sum"`` and ``"last"`` reduce them over time.
 
     Returns:
         The graph, canonical, with time merged.
@@ -83,7 +84,7 @@ def trace(
     with adapters.fresh_state(model) as was_warm, torch.no_grad(), _quiet():
         if was_warm:
             warnings.warn(
-                "the model carries membrane state from an earlier call; it is captured from the reset state and its state is kept",
+                "the model carries membrane state from an earlier call; it is captured from the reset state, its state is kept",
                 WarmStateWarning,
                 stacklevel=2,
             )
@@ -111,7 +112,8 @@ def _as_tensors(example: Any) -> tuple[Tensor, ...]:
         if not tensor.is_floating_point():
             raise CaptureError(f"example input {k} has type {tensor.dtype}: expected float32, give x.float()")
         if tensor.dtype != torch.float32:
-            raise CaptureError(f"example input {k} has type {tensor.dtype}: models are captured in float32, give x.float() and model.float()")
+            hint = "models are captured in float32, give x.float() and model.float()"
+            raise CaptureError(f"example input {k} has type {tensor.dtype}: {hint}")
         if tensor.device.type != "cpu":
             raise CaptureError(f"example input {k} is on {tensor.device}: move model and example to the CPU for the capture")
     return tuple(t.detach().contiguous() for t in tensors)
@@ -128,7 +130,8 @@ def _require_eval(model: nn.Module) -> None:
         )
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32 and parameter.is_floating_point():
-            raise CaptureError(f"parameter {name} has type {parameter.dtype}: models are captured in float32, call model.float() first")
+            hint = "models are captured in float32, call model.float() first"
+            raise CaptureError(f"parameter {name} has type {parameter.dtype}: {hint}")
 
 
 class _Stepped(nn.Module):
@@ -145,8 +148,8 @@ class _Stepped(nn.Module):
         for k, x in enumerate(inputs):
             if time_dim is not None and (x.dim() <= time_dim or x.shape[time_dim] != steps):
                 raise TimeAxisError(
-                    f"time_steps={steps}, but axis {time_dim} of example input {k} with shape {list(x.shape)} does not have {steps} "
-                    "entries; for an input without time axis give time_dim=None"
+                    f"time_steps={steps}, but axis {time_dim} of example input {k} with shape {list(x.shape)} does not have "
+                    f"{steps} entries; for an input without time axis give time_dim=None"
                 )
         self.inner = model
         self.steps, self.time_dim, self.reduction = steps, time_dim, reduction
@@ -186,8 +189,7 @@ class _Runner:
                 raise
             shapes = ", ".join(str(list(x.shape)) for x in inputs)
             raise ForwardFailedError(
-                f"the model's forward raised {type(error).__name__} on an input of shape {shapes}: {error}\n"
-                f"  {_where(error)}"
+                f"the model's forward raised {type(error).__name__} on an input of shape {shapes}: {error}\n  {_where(error)}"
             ) from error
         finally:
             self.reset()
@@ -203,19 +205,21 @@ def outputs_of(result: Any) -> list[Tensor]:
     values = list(result) if isinstance(result, tuple | list) else [result]
     for k, value in enumerate(values):
         if not isinstance(value, Tensor):
-            raise CaptureError(f"output {k} of the model is a {type(value).__name__}: expected tensors; wrap the model to return tensors only")
+            hint = "expected tensors; wrap the model to return tensors only"
+            raise CaptureError(f"output {k} of the model is a {type(value).__name__}: {hint}")
     return values
 
 
 def _where(error: BaseException) -> str:
     """The last line of the model's own code in a traceback."""
-    import traceback
-
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/torch/" not in f.filename and "/snngraph/" not in f.filename]
+    stack = traceback.extract_tb(error.__traceback__)
+    frames = [f for f in stack if "/torch/" not in f.filename and "/snngraph/" not in f.filename]
     return f"at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}" if frames else "(in PyTorch)"
 
 
-def _compare_bitwise(graph: SpikingGraph, runner: _Runner, inputs: Sequence[Tensor], expected: Sequence[Tensor], axes: Axes) -> None:
+def _compare_bitwise(
+    graph: SpikingGraph, runner: _Runner, inputs: Sequence[Tensor], expected: Sequence[Tensor], axes: Axes
+) -> None:
     """On the example; and on a fresh input (the example's values in another order), at another batch size where that is free."""
     _compare_on("the example", graph, runner, inputs, expected)
     generator = torch.Generator().manual_seed(0)
@@ -232,21 +236,22 @@ def _compare_on(what: str, graph: SpikingGraph, runner: _Runner, inputs: Sequenc
             continue
         if not all(_same(x, y) for x, y in zip(expected, runner(inputs), strict=True)):
             raise CaptureMismatchError(
-                f"two runs of the model on {what} differ: it draws random numbers in forward, changes its own parameters, or keeps "
-                "state from call to call; reset foreign state with trace(..., reset=callable)"
+                f"two runs of the model on {what} differ: it draws random numbers in forward, changes its own parameters, or "
+                "keeps state from call to call; reset foreign state with trace(..., reset=callable)"
             )
         raise CaptureMismatchError(
-            f"on {what}, output {k} of the captured graph differs from the model's by up to {_difference(a, b)}: state kept from call "
-            "to call (trace(..., reset=callable) resets it), a parameter changed in forward, or control flow that depends on the data"
+            f"on {what}, output {k} of the captured graph differs from the model's by up to {_difference(a, b)}: state kept from "
+            "call to call (trace(..., reset=callable) resets it), a parameter changed in forward, or control flow on the data"
         )
 
 
 def _compare_float64(before: SpikingGraph, after: SpikingGraph, inputs: Sequence[Tensor]) -> None:
     for k, (a, b) in enumerate(zip(outputs_of(before(*inputs)), outputs_of(after(*inputs)), strict=True)):
         if a.shape != b.shape or not torch.allclose(a, b, rtol=1e-10, atol=1e-10, equal_nan=True):
+            passes = ", ".join(after.history)
             raise CaptureMismatchError(
-                f"after time was merged, output {k} differs by {_difference(a, b)} in float64; this is a bug in snngraph. Passes: "
-                + ", ".join(after.history)
+                f"after time was merged, output {k} differs by {_difference(a, b)} in float64; this is a bug in snngraph. "
+                f"Passes: {passes}"
             )
 
 
@@ -255,7 +260,9 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _difference(a: Tensor, b: Tensor) -> str:
-    return f"{float((a.double() - b.double()).abs().max()):.3g}" if a.shape == b.shape else f"its shape: {list(b.shape)} for {list(a.shape)}"
+    if a.shape != b.shape:
+        return f"its shape: {list(b.shape)} for {list(a.shape)}"
+    return f"{float((a.double() - b.double()).abs().max()):.3g}"
 
 
 @contextlib.contextmanager
@@ -271,4 +278,3 @@ def _quiet() -> Iterator[None]:
             yield
         finally:
             logger.setLevel(level)
-

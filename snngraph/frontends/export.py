@@ -1,13 +1,12 @@
 """From ``torch.export`` to a :class:`SpikingGraph` whose batch size is free.
 
-The model is exported at two batch sizes. Both graphs have the same operators; the sizes in which they differ carry the batch, and are
-written as ``-1``. So nothing in a graph is symbolic, and yet it runs at any batch size.
+The model is exported at two batch sizes. Both graphs have the same operators; the sizes in which they differ carry the batch,
+and are written as ``-1``. So nothing in a graph is symbolic, and yet it runs at any batch size.
 """
 
 from __future__ import annotations
 
 import inspect
-import operator
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -19,25 +18,40 @@ from torch.export.graph_signature import InputKind, OutputKind
 from snngraph.errors import CaptureError
 from snngraph.frontends import adapters
 from snngraph.frontends.time_axis import Axes, ModelRunner
-from snngraph.graph import LIF, LIF_STEP, Facts, SpikingGraph, Time, arguments, is_op
+from snngraph.graph import (
+    LIF,
+    LIF_STEP,
+    Facts,
+    SpikingGraph,
+    Time,
+    arguments,
+    is_op,
+    module_path,
+    operand,
+    previous_step,
+    shape_of,
+    source_line,
+)
 from snngraph.types import TensorSpec
 
 __all__ = ["exported_graph"]
 
 aten = torch.ops.aten
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_BROADCASTING = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor, aten.where.self, aten.maximum.default, aten.minimum.default)
+_ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
+_BROADCASTING = (*_ARITHMETIC, aten.where.self, aten.maximum.default, aten.minimum.default)
 _CREATION = (aten.full.default, aten.zeros.default, aten.ones.default)
-
 
 _Raw = tuple[fx.Graph, dict[str, Tensor], list[str]]
 
 
-class _FixedBatch(Exception):
+class _FixedBatchError(Exception):
     """Why a graph does not run at another batch size."""
 
 
-def exported_graph(model: nn.Module, inputs: Sequence[Tensor], axes: Axes, runner: ModelRunner, *, name: str, prefix: str = "") -> SpikingGraph:
+def exported_graph(
+    model: nn.Module, inputs: Sequence[Tensor], axes: Axes, runner: ModelRunner, *, name: str, prefix: str = ""
+) -> SpikingGraph:
     """Captures ``model`` by ``torch.export`` under the adapters of its neurons.
 
     Args:
@@ -56,13 +70,14 @@ def exported_graph(model: nn.Module, inputs: Sequence[Tensor], axes: Axes, runne
     batch = example_batch
     free = axes.batch is not None
     if axes.batch is None:
-        notes = ("the batch size is fixed: the model does not run, or changes its number of steps, when the example's batch is doubled",)
+        why = "the model does not run, or changes its number of steps, when the example's batch is doubled"
+        notes = (f"the batch size is fixed: {why}",)
     else:
         batch = max(2, example_batch)  # at 1, what carries the batch and what broadcasts look alike
         try:
             raw = _export(model, axes.resized(inputs, batch), runner)
-            _free_the_batch(raw, _export(model, axes.resized(inputs, batch + 1), runner), batch)
-        except (CaptureError, _FixedBatch) as reason:
+            _free_the_batch(raw, _export(model, axes.resized(inputs, batch + 1), runner))
+        except (CaptureError, _FixedBatchError) as reason:
             free, batch = False, example_batch
             notes = (f"the batch size is fixed at {batch}: {reason}",)
     if not free:
@@ -89,7 +104,8 @@ def exported_graph(model: nn.Module, inputs: Sequence[Tensor], axes: Axes, runne
 def _without_prefix(raw: _Raw, prefix: str, model: nn.Module) -> _Raw:
     """Module paths, tensors and inputs under the names they have in the module ``prefix``, which the model wraps."""
     graph, tensors, names = raw
-    positional = [p.name for p in inspect.signature(model.get_submodule(prefix).forward).parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    parameters = inspect.signature(model.get_submodule(prefix).forward).parameters.values()
+    positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = positional[: len(names)] if len(positional) >= len(names) else names
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node, name in zip(placeholders, names, strict=True):
@@ -112,7 +128,8 @@ def _export(model: nn.Module, inputs: Sequence[Tensor], runner: ModelRunner) -> 
             program = torch.export.export(model, tuple(x.clone() for x in inputs), strict=False)
         program = program.run_decompositions(table)
     except Exception as error:
-        raise CaptureError(f"torch.export can not capture {type(model).__name__}: {type(error).__name__}: {_first_lines(error)}") from error
+        what = f"{type(error).__name__}: {_first_lines(error)}"
+        raise CaptureError(f"torch.export can not capture {type(model).__name__}: {what}") from error
     finally:
         runner.reset()
     return _flatten(program)
@@ -126,9 +143,10 @@ def _first_lines(error: Exception) -> str:
 def _flatten(program: torch.export.ExportedProgram) -> _Raw:
     """Parameters, buffers and constants become ``get_attr`` nodes; the graph's inputs are the user's alone."""
     signature = program.graph_signature
-    mutated = [s.target for s in signature.output_specs if s.kind not in (OutputKind.USER_OUTPUT,)]
+    mutated = [s.target for s in signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
     if mutated:
-        raise CaptureError(f"the model changes {', '.join(map(str, mutated))} in forward: a compiled model can not; freeze it first")
+        buffers = ", ".join(map(str, mutated))
+        raise CaptureError(f"the model changes {buffers} in forward: a compiled model can not; freeze it first")
     kinds = {s.arg.name: s for s in signature.input_specs}
     state = {**program.state_dict, **program.constants}
     graph, tensors, names = fx.Graph(), {}, []
@@ -168,22 +186,22 @@ def _meta(node: fx.Node) -> dict[str, Any]:
     return meta
 
 
-def _free_the_batch(raw: _Raw, other: _Raw, batch: int) -> None:
+def _free_the_batch(raw: _Raw, other: _Raw) -> None:
     """Writes ``-1`` wherever the two graphs differ.
 
     Raises:
-        _FixedBatch: they differ in something else.
+        _FixedBatchError: they differ in something else.
     """
     nodes, others = list(raw[0].nodes), list(other[0].nodes)
     if [n.target for n in nodes if n.op != "get_attr"] != [n.target for n in others if n.op != "get_attr"]:
-        raise _FixedBatch("the model runs other operators at another batch size")
+        raise _FixedBatchError("the model runs other operators at another batch size")
     for a, b in zip(nodes, others, strict=True):
         if a.op == "get_attr" and not _equal_tensor(raw[1][str(a.target)], other[1][str(b.target)]):
-            raise _FixedBatch(f"the constant {a.target} depends on the batch size")
+            raise _FixedBatchError(f"the constant {a.target} depends on the batch size")
         if a.op == "call_function":
             a.args = tuple(_merge(a, k, x, y) for k, (x, y) in enumerate(zip(a.args, b.args, strict=True)))
             if any(not isinstance(x, fx.Node) and x != b.kwargs[k] for k, x in a.kwargs.items()):
-                raise _FixedBatch(f"{a.target} has an argument that depends on the batch size{_at(a)}")
+                raise _FixedBatchError(f"{a.target} has an argument that depends on the batch size{_at(a)}")
 
 
 def _equal_tensor(a: Tensor, b: Tensor) -> bool:
@@ -198,7 +216,7 @@ def _merge(node: fx.Node, position: int, a: Any, b: Any) -> Any:
     if position == 1 and is_op(node, aten.view.default, aten.reshape.default, aten._unsafe_view.default):
         return _minus_one(node, a, b)
     if position == 1 and is_op(node, aten.expand.default):
-        shape = node.args[0].meta["val"].shape  # type: ignore[union-attr]
+        shape = shape_of(operand(node))
         lead = len(a) - len(shape)
         differing = [d for d, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
         if all(d >= lead and shape[d - lead] == a[d] for d in differing):
@@ -206,21 +224,21 @@ def _merge(node: fx.Node, position: int, a: Any, b: Any) -> Any:
     if position == 0 and is_op(node, *_CREATION) and all(is_op(u, *_BROADCASTING, LIF_STEP) for u in node.users):
         return [1 if x != y else x for x, y in zip(a, b, strict=True)]  # a constant state per sample: it broadcasts
     if position in (2, 3) and is_op(node, aten.slice.Tensor):
-        size = node.args[0].meta["val"].shape[node.args[1] if len(node.args) > 1 else 0]  # type: ignore[union-attr,index]
+        size = shape_of(operand(node))[arguments(node)["dim"]]
         if position == 3 and a == size:
             return torch.iinfo(torch.int64).max
-    raise _FixedBatch(f"{node.target} has an argument that depends on the batch size, {a} and {b}{_at(node)}")
+    raise _FixedBatchError(f"{node.target} has an argument that depends on the batch size, {a} and {b}{_at(node)}")
 
 
 def _minus_one(node: fx.Node, a: Sequence[int], b: Sequence[int]) -> list[int]:
     differing = [d for d, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
     if len(differing) > 1:
-        raise _FixedBatch(f"a reshape puts the batch into several dimensions, {list(a)}{_at(node)}")
+        raise _FixedBatchError(f"a reshape puts the batch into several dimensions, {list(a)}{_at(node)}")
     return [-1 if d in differing else x for d, x in enumerate(a)]
 
 
 def _at(node: fx.Node) -> str:
-    path, source = node.meta.get("module_path"), node.meta.get("source")
+    path, source = module_path(node), source_line(node)
     return (f", in module {path!r}" if path else "") + (f", {source}" if source else "")
 
 
@@ -230,10 +248,10 @@ def _name_neurons(graph: fx.Graph) -> None:
     for node in graph.nodes:
         if not is_op(node, LIF, LIF_STEP):
             continue
-        state = arguments(node)["v"]
-        if is_op(node, LIF_STEP) and is_op(state, operator.getitem) and is_op(state.args[0], LIF_STEP):
-            node.meta["neuron"] = state.args[0].meta["neuron"]
+        previous = previous_step(node) if is_op(node, LIF_STEP) else None
+        if previous is not None:
+            node.meta["neuron"] = previous.meta["neuron"]
             continue
-        base = node.meta.get("module_path") or "neuron"
+        base = module_path(node) or "neuron"
         used[base] = used.get(base, 0) + 1
         node.meta["neuron"] = base if used[base] == 1 else f"{base}#{used[base]}"

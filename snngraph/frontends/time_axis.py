@@ -1,8 +1,8 @@
 """Which axis of the input is time and which the batch, found by running the model and watching its neurons.
 
-A neuron over a sequence sees ``[T, N, ...]``: its first axis is the number of steps. The batch is the input axis whose doubling doubles
-the neurons' second axis and leaves their first alone. The other of the first two axes is time if it has ``T`` entries and if the first
-neuron's input at step 0 does not depend on the last of them.
+A neuron over a sequence sees ``[T, N, ...]``: its first axis is the number of steps. The batch is the input axis whose doubling
+doubles the neurons' second axis and leaves their first alone. The other of the first two axes is time if it has ``T`` entries
+and if the first neuron's input at step 0 does not depend on the last of them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,6 @@ class ModelRunner(Protocol):
         """Forgets all state."""
 
 
-
 @dataclass(frozen=True, slots=True)
 class Axes:
     """The axes of the inputs: number of steps, time axis and batch axis (one for all inputs), batch size of the example."""
@@ -56,10 +55,11 @@ class _Watcher(TorchDispatchMode):
     """Records the inputs of all neuron operators."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sequences: list[Tensor] = []
         self.steps: list[Tensor] = []
-        self.chain: dict[int, tuple[Tensor, int]] = {}  # a state a step left (kept alive, so that its id stays its own): steps so far
+        # By the id of a state: the state, which keeps the id its own, and the number of steps that led to it.
+        self.chain: dict[int, tuple[Tensor, int]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -108,7 +108,7 @@ def infer_axes(
     runner: ModelRunner,
     inputs: Sequence[Tensor],
     *,
-    time_dim: int | None | str,
+    time_dim: int | str | None,
     batch_dim: int | None,
     time_steps: int | None,
 ) -> Axes:
@@ -129,7 +129,10 @@ def infer_axes(
     steps = _steps(watcher, inputs, time_dim, time_steps)
     for k, x in enumerate(inputs):
         if isinstance(time_dim, int) and (x.dim() <= time_dim or x.shape[time_dim] != steps):
-            raise TimeAxisError(f"time_dim={time_dim}, but the neurons run over {steps} steps and example input {k} has shape {list(x.shape)}")
+            shape = list(x.shape)
+            raise TimeAxisError(
+                f"time_dim={time_dim}, but the neurons run over {steps} steps and example input {k} has shape {shape}"
+            )
     if batch_dim is None:
         candidates = [a for a in (0, 1) if a != time_dim and all(x.dim() > a for x in inputs)]
         batch_dim = next((a for a in candidates if _is_batch(shapes, inputs, a)), None)
@@ -142,12 +145,14 @@ def infer_axes(
     return Axes(steps, time_dim, batch_dim, batch)
 
 
-def _steps(watcher: _Watcher, inputs: Sequence[Tensor], time_dim: int | None | str, time_steps: int | None) -> int:
+def _steps(watcher: _Watcher, inputs: Sequence[Tensor], time_dim: int | str | None, time_steps: int | None) -> int:
     if time_steps is not None:
         return time_steps
     lengths = {x.shape[0] for x in watcher.sequences} or {length for _, length in watcher.chain.values()}
     if lengths == {1} and not watcher.sequences and time_dim == "auto":
-        raise TimeAxisError("the neurons are in step mode and ran for one step: the model takes one step at a time; give time_steps=")
+        raise TimeAxisError(
+            "the neurons are in step mode and ran for one step: the model takes one step at a time; give time_steps="
+        )
     if len(lengths) > 1:
         raise TimeAxisError(f"the model's neurons run over different numbers of steps: {sorted(lengths)}")
     if lengths:
@@ -196,15 +201,16 @@ def _time_dim(runner: ModelRunner, inputs: Sequence[Tensor], steps: int, batch_d
         return None
     shapes = ", ".join(str(list(x.shape)) for x in inputs)
     raise TimeAxisError(
-        f"the neurons run over {steps} steps; which axis of the example {shapes} is time can not be told: give time_dim=0, 1 or None"
+        f"the neurons run over {steps} steps; which axis of the example {shapes} is time can not be told: "
+        "give time_dim=0, 1 or None"
     )
 
 
 def _dependence(runner: ModelRunner, inputs: Sequence[Tensor], axis: int, steps: int, before: _Watcher) -> str:
     """How the first neuron's input depends on the last entry along ``axis``.
 
-    ``"follows"``: it changes at the last step and not at step 0. ``"static"``: it changes alike at all steps, as when a channel of a
-    repeated image changes. ``"mixed"``: neither.
+    ``"follows"``: it changes at the last step and not at step 0. ``"static"``: it changes alike at all steps, as when a channel
+    of a repeated image changes. ``"mixed"``: neither.
     """
     changed = []
     for x in inputs:
