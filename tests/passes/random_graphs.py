@@ -42,7 +42,7 @@ def graph_texts(draw: st.DrawFn) -> str:
             lines.append(f"n{k} = batch_norm({last}, g{k}[{out}], e{k}[{out}], m{k}[{out}], v{k}[{out}])")
             last = f"n{k}"
         same = [s for s, c, d in spikes if c == channels and d == size]
-        if same and draw(st.booleans()):
+        if bool(same) and draw(st.booleans()):
             lines.append(f"a{k} = {last} + flatten_time({same[-1]}.s)")
             last = f"a{k}"
         lines.append(f"s{k} = lif(split_time({last}), {draw(st.sampled_from(NEURONS))})")

@@ -34,10 +34,12 @@ class Scale(Pass):
         edit = Rewriter(graph)
         for node in graph.nodes:
             if is_op(node, aten.relu.default):
+                users = list(node.users)
                 with graph.graph.inserting_after(node):
                     target = aten.mul_.Tensor if self.how == "in place" else aten.mul.Tensor
                     new = graph.graph.call_function(target, (node, 2.0))
-                node.replace_all_uses_with(new, delete_user_cb=lambda user, new=new: user is not new)
+                for user in users:
+                    user.replace_input_with(node, new)
                 if self.how == "badly shaped":
                     new.target, new.args = aten.reshape.default, (node, [7, 7])
                 edit.did(node, "scaled")

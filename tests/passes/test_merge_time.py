@@ -36,7 +36,8 @@ def test_batch_first_input_and_output() -> None:
 
 def test_a_second_layer_reads_the_stack_of_the_first() -> None:
     lines = [f"c{t} = linear(select(x, 0, {t}), w[4, 6])" for t in range(3)] + neuron("s", "c")
-    lines += ["y = stack([s0.s, s1.s, s2.s])"] + [f"d{t} = linear(select(y, 0, {t}), u[5, 4])" for t in range(3)] + neuron("o", "d")
+    lines += ["y = stack([s0.s, s1.s, s2.s])"]
+    lines += [f"d{t} = linear(select(y, 0, {t}), u[5, 4])" for t in range(3)] + neuron("o", "d")
     before = parse("x[3, N, 6] -> " + "\n".join([*lines, "stack([o0.s, o1.s, o2.s])"]))
     after = pipelines.capture()(before).graph
     assert after.format().count("lif(") == 2
@@ -53,7 +54,8 @@ def test_a_running_sum_is_a_sum_over_time(total: str) -> None:
 
 
 def test_the_state_after_the_last_step() -> None:
-    before = parse("x[3, N, 6] -> " + "\n".join([*(f"c{t} = select(x, 0, {t})" for t in range(3)), *neuron("s", "c"), "s2.s, s2.v"]))
+    lines = [f"c{t} = select(x, 0, {t})" for t in range(3)] + neuron("s", "c")
+    before = parse("x[3, N, 6] -> " + "\n".join([*lines, "s2.s, s2.v"]))
     after = pipelines.capture()(before).graph
     assert_graph(after, "x[3, N, 6] -> l = lif(x, decay=0.5); select(l.s, 0, 2), l.v")
     assert_equivalent(before, after)
@@ -103,7 +105,10 @@ def test_a_recurrent_layer_between_others() -> None:
     ("lines", "reason"),
     [
         (["s0 = lif_step(select(x, 0, 0), decay=0.5)", "s1 = lif_step(select(x, 0, 1), decay=0.25, v=s0.v)"], "decay differs"),
-        (["s0 = lif_step(select(x, 0, 0))", "s1 = lif_step(select(x, 0, 1), v=s0.v)", "q = s0.v * 2.0"], "state v after a step is read"),
+        (
+            ["s0 = lif_step(select(x, 0, 0))", "s1 = lif_step(select(x, 0, 1), v=s0.v)", "q = s0.v * 2.0"],
+            "state v after a step is read",
+        ),
     ],
 )
 def test_refusals_say_why(lines: list[str], reason: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,8 @@ class Layer:
     residual: bool
 
 
-NEURONS = {
-    "lif": lambda: neurons.LIF(),
+NEURONS: dict[str, Callable[[], neurons.Neuron]] = {
+    "lif": neurons.LIF,
     "tet": lambda: neurons.LIF(decay_input=False, fire=">"),
     "soft": lambda: neurons.LIF(tau=3.0, v_reset=None),
     "if": lambda: neurons.IF(threshold=0.75, v_reset=-0.25),
@@ -77,12 +78,12 @@ class Net(nn.Module):
         self.fc = StepWise(nn.Flatten(), nn.Linear(channels * size * size, 6))
         self.head = neurons.LIF() if design["spiking_head"] else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Any:
         x = x.transpose(0, 1) if self.batch_first else x
         for layer, stem, neuron, gate, pool in zip(self.design, self.stems, self.neurons, self.gates, self.pools, strict=True):
             y = gate(neuron(stem(x)))
             x = pool(y + x if layer.residual and y.shape == x.shape else y)
-        return self.head(self.fc(x)).mean(0)  # type: ignore[no-any-return]
+        return self.head(self.fc(x)).mean(0)
 
 
 @pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
@@ -95,8 +96,8 @@ def test_engines_spike_as_float64_says(target: str, design: dict[str, Any]) -> N
     inputs = (torch.rand(*leading, 2, 8, 8) < 0.3).float()
     calibrate(model, inputs)
     example = inputs[:2] if design["batch_first"] else inputs[:, :2]
-    keywords = {"time_dim": int(design["batch_first"])}
-    engine = snngraph.convert(model, example, target=target, batch_size="dynamic", **keywords)
-    report = snngraph.verify(snngraph.trace(model, example, **keywords), engine, inputs)
+    time_dim = int(design["batch_first"])
+    engine = snngraph.convert(model, example, target=target, batch_size="dynamic", time_dim=time_dim)
+    report = snngraph.verify(snngraph.trace(model, example, time_dim=time_dim), engine, inputs)
     assert report.ok, str(report)
     assert all(layer.rate > 0.02 for layer in report.layers), str(report)
