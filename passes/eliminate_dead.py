@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from snngraph.errors import PassError
 from snngraph.graph import SpikingGraph
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
@@ -30,4 +31,6 @@ class EliminateDead(Pass):
 
     def ensures(self, before: SpikingGraph, result: PassResult) -> None:
         """Every node is used."""
-        assert all(n.users or n.op in ("placeholder", "output") for n in result.graph.nodes)
+        dead = [n.name for n in result.graph.nodes if not n.users and n.op not in ("placeholder", "output")]
+        if dead:
+            raise PassError(f"{self} left what nothing uses: {', '.join(dead)}")

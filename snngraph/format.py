@@ -316,6 +316,8 @@ class _Parser:
             keywords["dtype"] = getattr(torch, keywords["dtype"])
         try:
             if title in ("lif", "lif_step"):
+                if len(values) != 1:
+                    raise TypeError("takes x alone by position; write the others as v=..., decay=...")
                 return _lif(self, LIF if title == "lif" else LIF_STEP, values[0], keywords)
             if title in SHORT:
                 return SHORT[title](self, *values, **keywords)

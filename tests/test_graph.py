@@ -85,6 +85,7 @@ def test_equivalence_finds_a_flip_and_an_error() -> None:
         ("x[3, N, 4] -> x.shape", "not part of the language"),
         ("x[3, N, 4] -> linear(x, w[5, 9])", "linear"),
         ("x[3, N, 4] -> y = x * 2", "one expression at the end"),
+        ("x[3, N, 4] -> lif(x, 0.5)", "takes x alone by position"),
         ("x[3, N, 4] -> x ** 2", "not part of the language"),
         ("x[3, N, 4] -> linear(linear(x, w[4, 4]), w[5, 4])", "has shape"),
         ("x[3, N, 4] -> __import__('os')", "import"),
