@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from snngraph.lowering.builder import Builder, Refusal, Value, onnx_type
+from snngraph.lowering.builder import Builder, Refusal, Shape, Value, onnx_type
 from snngraph.lowering.table import Table, number, pointwise, promoted
 
 __all__ = ["TABLE"]
@@ -78,31 +78,95 @@ def _mul(builder: Builder, node: fx.Node, self: Value, other: Any) -> Value:
 
 @TABLE.on(aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode, aten.div.Scalar_mode)
 def _div(builder: Builder, node: fx.Node, self: Value, other: Any, rounding_mode: str | None = None) -> Value:
-    ratio = _binary(builder, node, "Div", self, other, computed=torch.float32)
+    shape, dtype = builder.shape(node), builder.dtype(node)
     if rounding_mode is None:
-        return ratio
-    shape, dtype = ratio.shape, torch.float32
-    whole = pointwise(builder, shape, "Floor", [ratio], dtype)
-    if rounding_mode == "trunc":  # ONNX has no Trunc
-        negative = pointwise(builder, shape, "Less", [ratio, number(builder, 0.0)], torch.bool)
-        whole = pointwise(builder, shape, "Where", [negative, pointwise(builder, shape, "Ceil", [ratio], dtype), whole], dtype)
-    return builder.cast(whole, builder.dtype(node))
+        return _binary(builder, node, "Div", self, other, computed=torch.float32)
+    if not dtype.is_floating_point:
+        a, b = _whole(builder, node, self, other)
+        quotient, rest = _divided(builder, shape, a, b)
+        if rounding_mode == "trunc":
+            up = pointwise(builder, shape, "Add", [quotient, number(builder, 1, a.dtype)], a.dtype)
+            quotient = pointwise(builder, shape, "Where", [_opposite(builder, shape, rest, a), up, quotient], a.dtype)
+        return builder.cast(quotient, dtype)
+    a, b = number(builder, self), number(builder, other)
+    ratio = pointwise(builder, shape, "Div", [a, b], dtype)
+    return _truncated(builder, ratio) if rounding_mode == "trunc" else _floor_divided(builder, shape, a, b, ratio)
+
+
+def _truncated(builder: Builder, x: Value) -> Value:
+    """Rounded towards zero; ONNX has no Trunc."""
+    down, up = (pointwise(builder, x.shape, op, [x], x.dtype) for op in ("Floor", "Ceil"))
+    negative = pointwise(builder, x.shape, "Less", [x, number(builder, 0.0)], torch.bool)
+    return pointwise(builder, x.shape, "Where", [negative, up, down], x.dtype)
+
+
+def _floor_divided(builder: Builder, shape: Shape, a: Value, b: Value, ratio: Value) -> Value:
+    """The quotient, rounded down as PyTorch does it.
+
+    Not the floor of ``ratio``, which may have been rounded up to a whole number: 1 / 0.1 is 10 in float32, but float32's 0.1, a
+    little more than a tenth, is contained in 1 only 9 times. OpenVINO's Mod makes that mistake itself.
+    """
+    rest = _modulo(builder, shape, a, b)
+    multiple = pointwise(builder, shape, "Sub", [a, rest], a.dtype)
+    quotient = pointwise(builder, shape, "Div", [multiple, b], a.dtype)  # whole, but for rounding
+    whole = pointwise(builder, shape, "Round", [quotient], a.dtype)
+    if b.constant is not None and bool((b.constant != 0).all()):
+        return whole
+    zero = pointwise(builder, b.shape, "Equal", [b, number(builder, 0.0)], torch.bool)
+    return pointwise(builder, shape, "Where", [zero, ratio, whole], a.dtype)  # infinite
+
+
+def _modulo(builder: Builder, shape: Shape, a: Value, b: Value) -> Value:
+    """The remainder with the divisor's sign, from the exact one with the dividend's."""
+    rest = pointwise(builder, shape, "Mod", [a, b], a.dtype, fmod=1)
+    more = pointwise(builder, shape, "Add", [rest, b], a.dtype)
+    return pointwise(builder, shape, "Where", [_opposite(builder, shape, rest, b), more, rest], a.dtype)
+
+
+def _opposite(builder: Builder, shape: Shape, a: Value, b: Value) -> Value:
+    """Whether one number is positive and the other negative."""
+    signs = [pointwise(builder, x.shape, "Sign", [x], x.dtype) for x in (a, b)]
+    product = pointwise(builder, shape, "Mul", signs, a.dtype)
+    return pointwise(builder, shape, "Less", [product, number(builder, 0, a.dtype)], torch.bool)
+
+
+def _whole(builder: Builder, node: fx.Node, *operands: Any) -> list[Value]:
+    """Integers, in a type that engines divide."""
+    dtype = torch.int64 if builder.dtype(node) == torch.int64 else torch.int32
+    return [number(builder, x, dtype) for x in operands]
+
+
+def _divided(builder: Builder, shape: Shape, a: Value, b: Value) -> tuple[Value, Value]:
+    """The quotient of integers, rounded down, and the remainder.
+
+    OpenVINO divides integers in float32, so that a quotient above 2^24 is off; multiplied and subtracted they are exact. What is
+    left tells how far off it is, and when it has been divided twice more, the quotient is wrong by its sign at most.
+    """
+
+    def apply(op: str, *operands: Value) -> Value:
+        return pointwise(builder, shape, op, operands, a.dtype)
+
+    quotient = apply("Div", a, b)
+    rest = apply("Sub", a, apply("Mul", quotient, b))
+    for _ in range(2):
+        more = apply("Div", rest, b)
+        quotient, rest = apply("Add", quotient, more), apply("Sub", rest, apply("Mul", more, b))
+    above = _opposite(builder, shape, rest, b)
+    less = apply("Sub", quotient, number(builder, 1, a.dtype))
+    return apply("Where", above, less, quotient), apply("Where", above, apply("Add", rest, b), rest)
 
 
 @TABLE.on(aten.trunc.default)
 def _trunc(builder: Builder, node: fx.Node, self: Value) -> Value:
-    return _div(builder, node, self, 1.0, "trunc")
+    return _truncated(builder, self) if self.dtype.is_floating_point else self
 
 
 @TABLE.on(aten.remainder.Scalar, aten.remainder.Tensor)
 def _remainder(builder: Builder, node: fx.Node, self: Value, other: Any) -> Value:
-    if builder.dtype(node).is_floating_point:  # the sign of the divisor, which ONNX's Mod gives for integers only
-        a, b = number(builder, self), number(builder, other)
-        ratio = pointwise(builder, builder.shape(node), "Div", [a, b], a.dtype)
-        whole = pointwise(builder, ratio.shape, "Floor", [ratio], a.dtype)
-        part = pointwise(builder, ratio.shape, "Mul", [whole, b], a.dtype)
-        return pointwise(builder, ratio.shape, "Sub", [a, part], a.dtype)
-    return _binary(builder, node, "Mod", self, other)
+    shape, dtype = builder.shape(node), builder.dtype(node)
+    if dtype.is_floating_point:
+        return _modulo(builder, shape, number(builder, self), number(builder, other))
+    return builder.cast(_divided(builder, shape, *_whole(builder, node, self, other))[1], dtype)
 
 
 @TABLE.on(aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar)
@@ -144,8 +208,13 @@ def _expm1(builder: Builder, node: fx.Node, self: Value) -> Value:
 
 @TABLE.on(aten.fmod.Scalar, aten.fmod.Tensor)
 def _fmod(builder: Builder, node: fx.Node, self: Value, other: Any) -> Value:
-    dtype = builder.dtype(node)
-    return pointwise(builder, builder.shape(node), "Mod", [number(builder, x, dtype) for x in (self, other)], dtype, fmod=1)
+    shape, dtype = builder.shape(node), builder.dtype(node)
+    if dtype.is_floating_point:
+        return pointwise(builder, shape, "Mod", [number(builder, self), number(builder, other)], dtype, fmod=1)
+    a, b = _whole(builder, node, self, other)
+    rest = _divided(builder, shape, a, b)[1]
+    less = pointwise(builder, shape, "Sub", [rest, b], a.dtype)
+    return builder.cast(pointwise(builder, shape, "Where", [_opposite(builder, shape, rest, a), less, rest], a.dtype), dtype)
 
 
 @TABLE.on(aten.maximum.default)
@@ -214,9 +283,15 @@ def _silu(builder: Builder, node: fx.Node, self: Value) -> Value:
 
 @TABLE.on(aten.softplus.default)
 def _softplus(builder: Builder, node: fx.Node, self: Value, beta: float = 1, threshold: float = 20) -> Value:
+    x = builder.cast(self, builder.dtype(node))
+    scaled = _times(builder, node, x, beta)
+    result = pointwise(builder, x.shape, "Softplus", [scaled], x.dtype)
     if beta != 1:
-        raise Refusal("a beta that is not 1")
-    return _unary(builder, node, self, "Softplus")  # PyTorch returns x itself above the threshold, which float32 can not tell
+        result = pointwise(builder, x.shape, "Div", [result, number(builder, float(beta))], x.dtype)
+    if threshold >= 20:  # there the two are one in float32
+        return result
+    linear = pointwise(builder, x.shape, "Greater", [scaled, number(builder, float(threshold))], torch.bool)
+    return pointwise(builder, x.shape, "Where", [linear, x, result], x.dtype)
 
 
 # -- comparisons and logic -----------------------------------------------------------------------------------------------------
