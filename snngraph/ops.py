@@ -34,7 +34,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-__all__ = ["NeuronOutput", "lif", "lif_reference", "lif_step", "lif_step_reference", "plain_arithmetic", "scalar"]
+__all__ = ["NeuronOutput", "emit_spikes", "lif", "lif_reference", "lif_step", "lif_step_reference", "plain_arithmetic", "scalar"]
 
 FIRE = (">=", ">")
 RESET = ("hard", "soft", "none")
@@ -93,7 +93,7 @@ class _Emit(torch.autograd.Function):
     def forward(ctx: Any, h: Tensor, threshold: Tensor, fire: str, emit: str, surrogate: str, alpha: float) -> Tensor:
         ctx.save_for_backward(h, threshold)
         ctx.options = (emit, surrogate, alpha)
-        return _emit(h, threshold, fire, emit)
+        return emit_spikes(h, threshold, fire, emit)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
@@ -140,7 +140,8 @@ def _fires(h: Tensor, threshold: Tensor, fire: str) -> Tensor:
     return h >= threshold if fire == ">=" else h > threshold
 
 
-def _emit(h: Tensor, threshold: Tensor, fire: str, emit: str) -> Tensor:
+def emit_spikes(h: Tensor, threshold: Tensor, fire: str, emit: str) -> Tensor:
+    """What a neuron at ``h`` emits, before its level; in the type of ``h``."""
     if emit == "spike":
         return _fires(h, threshold, fire).to(h.dtype)
     if emit == "count":  # sinabs' multi-spike: how often the threshold fits in, never negative
@@ -194,7 +195,7 @@ def lif_step_reference(
         current = current if i is None else syn_decay * i + current
     if delay != "none":
         v = v.to(x).expand(x.shape)  # a number would let per-channel parameters decide in float64
-        fired = _emit(v, threshold, fire, emit).detach()
+        fired = emit_spikes(v, threshold, fire, emit).detach()
         if delay == "before":
             v = _apply_reset(v, fired, threshold, v_reset, reset_amount, reset)
     h = decay * v + (current if input_gain is None else input_gain * current)

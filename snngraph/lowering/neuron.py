@@ -47,7 +47,7 @@ class _Arithmetic:
     def __init__(self, builder: Builder) -> None:
         self.builder = builder
 
-    def _emit(self, op: str, *operands: Operand) -> str:
+    def emit(self, op: str, *operands: Operand) -> str:
         return self.builder.emit(op, *operands)
 
     def mul(self, a: Operand, b: Operand) -> Operand:
@@ -55,39 +55,39 @@ class _Arithmetic:
             return a * b
         if _all(a, 1):
             return b
-        return a if _all(b, 1) else self._emit("Mul", a, b)
+        return a if _all(b, 1) else self.emit("Mul", a, b)
 
     def add(self, a: Operand, b: Operand) -> Operand:
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             return a + b
         if _all(a, 0):
             return b
-        return a if _all(b, 0) else self._emit("Add", a, b)
+        return a if _all(b, 0) else self.emit("Add", a, b)
 
     def sub(self, a: Operand, b: Operand) -> Operand:
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             return a - b
-        return a if _all(b, 0) else self._emit("Sub", a, b)
+        return a if _all(b, 0) else self.emit("Sub", a, b)
 
     def where(self, condition: Operand, a: Operand, b: Operand) -> Operand:
         if isinstance(condition, Tensor) and isinstance(a, Tensor) and isinstance(b, Tensor):
             return torch.where(condition, a, b)
-        return self._emit("Where", condition, _float(a), _float(b))
+        return self.emit("Where", condition, _float(a), _float(b))
 
     def maximum(self, a: Operand, b: Operand) -> Operand:
-        return torch.maximum(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else self._emit("Max", _float(a), _float(b))
+        return torch.maximum(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else self.emit("Max", _float(a), _float(b))
 
     def fires(self, h: Operand, threshold: Operand, fire: str) -> Operand:
         if isinstance(h, Tensor) and isinstance(threshold, Tensor):
             return h >= threshold if fire == ">=" else h > threshold
-        return self._emit("GreaterOrEqual" if fire == ">=" else "Greater", h, threshold)
+        return self.emit("GreaterOrEqual" if fire == ">=" else "Greater", h, threshold)
 
     def fires_below(self, h: Operand, threshold: Operand, fire: str) -> Operand:
         """``-h >= threshold``, written ``h <= -threshold``: negation is exact."""
         if isinstance(h, Tensor) and isinstance(threshold, Tensor):
             return -h >= threshold if fire == ">=" else -h > threshold
-        negative = -threshold if isinstance(threshold, Tensor) else self._emit("Neg", threshold)
-        return self._emit("LessOrEqual" if fire == ">=" else "Less", h, negative)
+        negative = -threshold if isinstance(threshold, Tensor) else self.emit("Neg", threshold)
+        return self.emit("LessOrEqual" if fire == ">=" else "Less", h, negative)
 
     def number(self, condition: Operand) -> Operand:
         """A condition as 0 or 1."""
@@ -97,17 +97,16 @@ class _Arithmetic:
 
     def count(self, h: Operand, threshold: Operand) -> Operand:
         if isinstance(h, Tensor) and isinstance(threshold, Tensor):
-            return ops._emit(h, threshold, ">=", "count")
-        ratio = self._emit("Div", h, threshold)
+            return ops.emit_spikes(h, threshold, ">=", "count")
+        ratio = self.emit("Div", h, threshold)
         if isinstance(threshold, Tensor) and bool((threshold > 0).all()):
-            whole = self._emit(
-                "Floor", ratio
-            )  # read only where h > 0, so the ratio is not negative and truncating is rounding down
+            # Read only where h > 0, so the ratio is not negative and truncating is rounding down.
+            whole = self.emit("Floor", ratio)
         else:
             zero = torch.zeros((), dtype=torch.float64)
-            whole = self._emit("Where", self._emit("Less", ratio, zero), self._emit("Ceil", ratio), self._emit("Floor", ratio))
+            whole = self.emit("Where", self.emit("Less", ratio, zero), self.emit("Ceil", ratio), self.emit("Floor", ratio))
         zero = torch.zeros((), dtype=torch.float64)
-        return self._emit("Where", self._emit("Greater", h, zero), whole, zero)
+        return self.emit("Where", self.emit("Greater", h, zero), whole, zero)
 
 
 def _float(a: Operand) -> Operand:
@@ -155,7 +154,7 @@ class _Cell:
             if isinstance(fired, Tensor):
                 condition = fired != 0
             else:
-                condition = a._emit("Not", a._emit("Equal", fired, torch.zeros((), dtype=torch.float64)))
+                condition = a.emit("Not", a.emit("Equal", fired, torch.zeros((), dtype=torch.float64)))
         return a.where(condition, self._given("v_reset"), v)
 
     def step(

@@ -30,7 +30,8 @@ def reduced(builder: Builder, op: str, x: Value, dims: Sequence[int] | int | Non
         x, axes = builder.view(x, x.layout), [d - 1 for d in axes]
     if len(x.shape) == 3:
         # OpenVINO (2026.4) fuses a per-channel operator behind a reduction of three dimensions along the wrong one; and, told to
-        # drop dimensions, it has merged reductions wrongly (its issue 31833). Four dimensions, all kept, are right, and free.
+        # drop dimensions, it has merged two reductions along wrong ones (https://github.com/openvinotoolkit/openvino/issues/31833).
+        # Four dimensions, all kept, are right, and free.
         x = builder.view(x, (*x.shape, 1))
     layout = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
     return builder.value(builder.emit(op, x, as_tensor(axes), keepdims=1), shape, x.dtype, layout=layout)
