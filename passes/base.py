@@ -14,6 +14,7 @@ from typing import ClassVar, Literal
 
 from torch import fx
 
+from snngraph.analysis.batch import batch_dims
 from snngraph.errors import PassError, SnnGraphError
 from snngraph.graph import SpikingGraph, module_path, source_line
 from snngraph.types import Exactness
@@ -70,6 +71,20 @@ class Pass(ABC):
         found = {layer.name for layer in result.graph.neurons}
         if lost := [name for name in wanted if name not in found]:
             raise PassError(f"{self} lost neuron layers that the outputs depend on: {', '.join(lost)}")
+        self.ensures_outputs(before, result)
+
+    def ensures_outputs(self, before: SpikingGraph, result: PassResult) -> None:
+        """Raises :class:`PassError` unless the outputs have the shapes and types they had, at another batch size too."""
+
+        def signature(graph: SpikingGraph) -> list[tuple[object, ...]]:
+            dims = batch_dims(graph)
+            return [(n.meta["val"].dtype, tuple(n.meta["val"].shape), dims.get(n)) for n in graph.output_nodes]
+
+        wanted, found = signature(before), signature(result.graph)
+        if wanted != found:
+            raise PassError(
+                f"{self} changed the outputs (type, shape, batch axis) from {wanted} to {found}:\n{result.graph.format()}"
+            )
 
     def __call__(self, graph: SpikingGraph) -> PassResult:
         """Runs the pass; ``graph`` itself is never touched.

@@ -72,7 +72,7 @@ class Canonicalize(Pass):
             for node in graph.nodes:
                 if node.op == "call_function":
                     rule(edit, node, dims)
-        _join_reshapes(edit)
+        _join_reshapes(edit, dims)
         _fold_constants(edit)
         for node in graph.nodes:
             if is_op(node, LIF, LIF_STEP):
@@ -85,7 +85,7 @@ def _drop_identities(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | No
     source = node.args[0] if node.args else None
     if not isinstance(source, fx.Node) or not isinstance(node.meta["val"], Tensor):
         return
-    same = isinstance(source.meta["val"], Tensor) and shape_of(source) == shape_of(node)
+    same = _same_shape(source, node, dims) and source.meta["val"].dtype == node.meta["val"].dtype
     identity = (
         is_op(node, *_COPIES)
         or (is_op(node, aten._to_copy.default) and _both_floating(node, source))
@@ -99,6 +99,11 @@ def _drop_identities(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | No
         edit.did(node, f"{node.target} changes nothing")
         node.replace_all_uses_with(source)
         edit.graph.graph.erase_node(node)
+
+
+def _same_shape(a: fx.Node, b: fx.Node, dims: dict[fx.Node, int | None]) -> bool:
+    """At any batch size, not only at that of the recorded shapes."""
+    return isinstance(a.meta["val"], Tensor) and shape_of(a) == shape_of(b) and dims.get(a) == dims.get(b)
 
 
 def _both_floating(node: fx.Node, source: fx.Node) -> bool:
@@ -116,7 +121,7 @@ def _spell_reshapes(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | Non
     node.kwargs = {}
 
 
-def _join_reshapes(edit: Rewriter) -> None:
+def _join_reshapes(edit: Rewriter, dims: dict[fx.Node, int | None]) -> None:
     """``reshape(reshape(x))`` is one reshape, and none when the shape is that of ``x``."""
     for node in edit.graph.nodes:
         if not is_op(node, RESHAPE):
@@ -124,25 +129,31 @@ def _join_reshapes(edit: Rewriter) -> None:
         source = operand(node)
         while is_op(source, RESHAPE):
             source = operand(source)
-        if shape_of(source) == shape_of(node):
+        if _same_shape(source, node, dims):
             edit.did(node, "a reshape and its inverse")
             node.replace_all_uses_with(source)
         elif source is not node.args[0]:
             edit.did(node, "a reshape of a reshape")
             node.args = (source, node.args[1])
         if is_op(source, aten.slice.Tensor):
-            _spell_select(edit, node, source)
+            _spell_select(edit, node, source, dims)
 
 
-def _spell_select(edit: Rewriter, node: fx.Node, source: fx.Node) -> None:
+def _spell_select(edit: Rewriter, node: fx.Node, source: fx.Node, dims: dict[fx.Node, int | None]) -> None:
     """``x[t:t+1]`` without its dimension of one entry, as iterating over a tensor gives it, is ``select(x, dim, t)``."""
     found = arguments(source)
     dim, start, shape = int(found["dim"]), found["start"] or 0, list(shape_of(source))
     dim %= len(shape)
-    if shape[dim] == 1 and isinstance(start, int) and shape_of(node) == tuple(shape[:dim] + shape[dim + 1 :]):
-        size = shape_of(operand(source))[dim]
+    whole = operand(source)
+    if (
+        dim != dims.get(whole)
+        and shape[dim] == 1
+        and isinstance(start, int)
+        and shape_of(node) == tuple(shape[:dim] + shape[dim + 1 :])
+    ):
+        size = shape_of(whole)[dim]
         edit.did(node, "one entry of a dimension is selected")
-        node.target, node.args = aten.select.int, (source.args[0], dim, start % size)
+        node.target, node.args = aten.select.int, (whole, dim, start if start >= 0 else max(0, start + size))  # as slice clamps
 
 
 def _fold_constants(edit: Rewriter) -> None:
@@ -159,7 +170,10 @@ def _fold_constants(edit: Rewriter) -> None:
             continue
         args, keywords = fx.node.map_arg((node.args, node.kwargs), lambda n: values[n])
         function: Any = node.target
-        values[node] = function(*args, **keywords)
+        value = function(*args, **keywords)
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
+            value = value.to(graph.dtype)
+        values[node] = value
     for node, value in values.items():
         if node.op == "get_attr" or not isinstance(value, Tensor) or all(user in values for user in node.users):
             continue

@@ -34,3 +34,4 @@ class EliminateDead(Pass):
         dead = [n.name for n in result.graph.nodes if not n.users and n.op not in ("placeholder", "output")]
         if dead:
             raise PassError(f"{self} left what nothing uses: {', '.join(dead)}")
+        self.ensures_outputs(before, result)

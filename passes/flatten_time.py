@@ -2,7 +2,7 @@
 
 ``f(x) == split(f'(merge(x)))`` where ``merge`` makes ``[T, N, ...]`` into ``[T*N, ...]``, ``split`` is its inverse, and ``f'``
 is ``f`` with its dimensions shifted by one; for every ``f`` that treats both leading dimensions as independent: elementwise
-operators, reductions and softmax over later dimensions, linear layers, reshapes that leave the first two alone. What remains
+operators, reductions and softmax over later dimensions, linear layers, permutations that leave the first two alone. What remains
 are the reshapes at a neuron, which the lowering takes away. Engines are faster on 4-D than on 5-D tensors.
 
 Exactness: real (a matrix product on merged rows may be summed in another order).
@@ -83,9 +83,9 @@ def _shifted(graph: SpikingGraph, node: fx.Node, dims: dict[fx.Node, int | None]
         return node.target, [first], ([d - 1 for d in over], *node.args[2:]), dict(node.kwargs)
     if is_op(node, aten._softmax.default, aten._log_softmax.default):
         dim = operand(node, 1) % rank
-        return None if dim < 2 else (node.target, [first], (dim - 1, *node.args[2:]), {})
+        return None if dim < 2 else (node.target, [first], (dim - 1, *node.args[2:]), dict(node.kwargs))
     if is_op(node, aten.linear.default):
-        return node.target, [first], node.args[1:], {}
+        return node.target, [first], node.args[1:], dict(node.kwargs)
     if is_op(node, aten.permute.default):
         order = [d % rank for d in operand(node, 1)]
         return None if order[:2] != [0, 1] else (node.target, [first], ([0, *(d - 1 for d in order[2:])],), {})
@@ -96,7 +96,7 @@ def _mergeable(graph: SpikingGraph, x: fx.Node, node: fx.Node, dims: dict[fx.Nod
     shape, rank = shape_of(x), len(shape_of(node))
     if len(shape) == rank:
         return (shape[0] == graph.time.steps and dims.get(x) == 1) or shape[:2] == (1, 1)
-    return len(shape) <= rank - 2  # it broadcasts over both
+    return len(shape) <= rank - 2 and dims.get(x) is None  # it broadcasts over both
 
 
 def _merge(graph: SpikingGraph, x: fx.Node, node: fx.Node, dims: dict[fx.Node, int | None]) -> fx.Node:

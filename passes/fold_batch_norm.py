@@ -20,6 +20,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, fx
 
+from snngraph.analysis.batch import batch_dims
 from snngraph.graph import LIF, LIF_STEP, VIEWS, SpikingGraph, arguments, is_op, operand, shape_of
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
@@ -41,13 +42,14 @@ class FoldBatchNorm(Pass):
     def run(self, graph: SpikingGraph) -> PassResult:
         """Tries the layer before, then the neuron after, for every batch norm."""
         edit = Rewriter(graph)
+        dims = batch_dims(graph)
         for node in graph.nodes:
             if is_op(node, *_BATCH_STATISTICS):
                 edit.refuse(node, "it normalises with the statistics of the batch, which are not constants")
             elif is_op(node, _NORM):
-                reason = _into_layer(edit, node)
+                reason = _into_layer(edit, node, dims)
                 if reason is not None:
-                    second = _into_neuron(edit, node)
+                    second = _into_neuron(edit, node, dims)
                     if second is not None:
                         edit.refuse(node, f"{reason}; {second}")
         return edit.result()
@@ -73,7 +75,7 @@ def _outputs(norm: fx.Node) -> fx.Node | None:
     return users[0] if len(users) == len(norm.users) == 1 and users[0].args[1] == 0 else None
 
 
-def _into_layer(edit: Rewriter, norm: fx.Node) -> str | None:
+def _into_layer(edit: Rewriter, norm: fx.Node, dims: dict[fx.Node, int | None]) -> str | None:
     found = _affine(edit.graph, norm)
     if isinstance(found, str):
         return found
@@ -85,7 +87,7 @@ def _into_layer(edit: Rewriter, norm: fx.Node) -> str | None:
         if len(source.users) > 1:
             return f"{source.name} is read by {len(source.users)} operators"
         if is_op(source, *VIEWS):
-            kept = _kept_dim(dim, shape_of(source), shape_of(operand(source)))
+            kept = _kept_dim(dim, source, operand(source), dims)
         elif is_op(source, aten.permute.default):
             kept = operand(source, 1)[dim] % len(shape_of(source))
         else:
@@ -112,6 +114,7 @@ def _into_layer(edit: Rewriter, norm: fx.Node) -> str | None:
         new_weight = edit.graph.add_tensor(f"{name}_folded", weight.double() * a.view(shape))
         new_bias = edit.graph.add_tensor(f"{name.removesuffix('weight')}bias_folded", b)
     layer.args = (layer.args[0], new_weight, new_bias, *layer.args[3:])
+    layer.kwargs = {k: v for k, v in layer.kwargs.items() if k not in ("weight", "bias")}
     output.replace_all_uses_with(operand(norm))
     edit.did(norm, f"folded into {layer.name}")
     return None
@@ -123,16 +126,23 @@ def _layer_with_outputs_in(node: fx.Node, dim: int) -> fx.Node | None:
     return node if is_op(node, aten.linear.default) and dim == len(shape_of(node)) - 1 else None
 
 
-def _kept_dim(dim: int, shape: tuple[int, ...], reshaped: tuple[int, ...]) -> int | None:
-    """The dimension of ``reshaped`` that is ``shape``'s ``dim``: of the same size, with as many elements behind it."""
+def _kept_dim(dim: int, node: fx.Node, reshaped_node: fx.Node, dims: dict[fx.Node, int | None]) -> int | None:
+    """The dimension of a reshape's one side that is the other's ``dim``: of the same size, with as many elements behind it.
+
+    At any batch size: the batch has to stand before it on both sides.
+    """
+    shape, reshaped = shape_of(node), shape_of(reshaped_node)
+    batch, other = dims.get(node), dims.get(reshaped_node)
+    if batch is not None and batch >= dim:
+        return None
     behind = torch.Size(shape[dim + 1 :]).numel()
     for d, size in enumerate(reshaped):
-        if size == shape[dim] and torch.Size(reshaped[d + 1 :]).numel() == behind:
+        if size == shape[dim] and torch.Size(reshaped[d + 1 :]).numel() == behind and (other is None or other < d):
             return d
     return None
 
 
-def _into_neuron(edit: Rewriter, norm: fx.Node) -> str | None:
+def _into_neuron(edit: Rewriter, norm: fx.Node, dims: dict[fx.Node, int | None]) -> str | None:
     found = _affine(edit.graph, norm)
     output = _outputs(norm)
     if isinstance(found, str) or output is None:
@@ -144,12 +154,12 @@ def _into_neuron(edit: Rewriter, norm: fx.Node) -> str | None:
         user = next(iter(node.users))
         if not is_op(user, *VIEWS):
             break
-        kept = _kept_dim(dim, shape_of(node), shape_of(user))
+        kept = _kept_dim(dim, node, user, dims)
         if kept is None:
             return "its channels do not reach a neuron unchanged"
         node, dim = user, kept
-    if not is_op(user, LIF, LIF_STEP) or arguments(user)["x"] is not node:
-        return "no neuron takes its output"
+    if not is_op(user, LIF, LIF_STEP) or [k for k, a in arguments(user).items() if a is node] != ["x"]:
+        return "no neuron takes its output as its input alone"
     lead = 1 if is_op(user, LIF) else 0
     if dim < lead + 1:
         return "its channels are not among the neuron's dimensions"

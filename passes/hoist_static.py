@@ -2,7 +2,7 @@
 
 A static image shown for T steps, ``[N, ...]`` repeated to ``[T, N, ...]``, goes through its first layers T times over. The
 repetition is moved behind every operator that treats the leading dimension as independent samples, as far as the first neuron,
-which takes the same input at every step. A mean over the repeated axis is the value itself.
+which takes the same input at every step.
 
 Exactness: real (a layer on ``[N, ...]`` may sum in another order than on ``[T*N, ...]``).
 """
@@ -15,7 +15,7 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from snngraph.analysis.batch import independent_of_leading
+from snngraph.analysis.batch import acts_per_sample, batch_dims
 from snngraph.graph import RESHAPE, SpikingGraph, is_op, operand, origin_of, shape_of
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
@@ -37,14 +37,15 @@ class HoistStatic(Pass):
         edit = Rewriter(graph)
         if not graph.free_batch:
             return edit.result()
+        dims = batch_dims(graph)
         once: dict[fx.Node, fx.Node] = {}  # a merged, repeated value [T*N, ...] -> the value itself, [N, ...]
         for node in graph.nodes:
             source = _repeated(graph, node)
-            if source is not None:
+            if source is not None and dims.get(source) == 0:
                 once[node] = source
                 continue
             inputs = [n for n in node.all_input_nodes if n in once]
-            if not inputs or not independent_of_leading(node):
+            if not inputs or not acts_per_sample(node, dims):
                 continue
             if any(n not in once and graph.constant(n) is None for n in node.all_input_nodes):
                 continue  # another input that does vary
@@ -73,7 +74,7 @@ def _repeated(graph: SpikingGraph, node: fx.Node) -> fx.Node | None:
 def _repeat_where_needed(edit: Rewriter, once: dict[fx.Node, fx.Node]) -> None:
     graph, steps = edit.graph, edit.graph.time.steps
     for node, value in once.items():
-        if _repeated(graph, node) is not None or isinstance(node.meta["val"], tuple | list):
+        if _repeated(graph, node) is value or isinstance(node.meta["val"], tuple | list):
             continue
         users = [u for u in node.users if u not in once]
         edit.did(node, f"does not depend on time: runs once instead of {steps} times")

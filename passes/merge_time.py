@@ -24,7 +24,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from snngraph.analysis.batch import batch_dims, independent_of_leading
+from snngraph.analysis.batch import acts_per_sample, batch_dims
 from snngraph.graph import (
     LIF,
     LIF_STEP,
@@ -32,6 +32,7 @@ from snngraph.graph import (
     RESHAPE,
     SpikingGraph,
     arguments,
+    defaults_of,
     is_op,
     operand,
     origin_of,
@@ -133,6 +134,7 @@ class _Merger:
             return _STATIC, None
         if is_op(node, aten.select.int) and self.step_of[operand(node)] == _STATIC:
             source, dim, index = (operand(node, k) for k in range(3))
+            dim %= len(shape_of(source))
             if shape_of(source)[dim] == self.steps and self._is_time(source, dim):
                 return index % self.steps, ("select", source, dim)
         if is_op(node, LIF_STEP):
@@ -179,14 +181,16 @@ class _Merger:
         if is_op(first, LIF_STEP):
             return self._merge_neuron(members)
         if is_op(first, aten.select.int) and self.step_of[operand(first)] == _STATIC:
-            value, dim = operand(first), operand(first, 1)
+            if self.batch_dims.get(first) != 0:
+                return None  # steps and samples share the leading dimension, so the samples have to be there
+            value, rank = operand(first), len(shape_of(operand(first)))
+            dim = operand(first, 1) % rank
             if dim != 0:
-                rank = len(shape_of(value))
                 value = self._call(aten.permute.default, value, [dim, *(d for d in range(rank) if d != dim)])
             return self._call(RESHAPE, value, [-1, *shape_of(first)[1:]])
         if is_op(first, operator.getitem) and is_op(first.args[0], LIF_STEP):
             return self._neuron_output(first)
-        if not independent_of_leading(first) or not self._leads_with_batch(first):
+        if not acts_per_sample(first, self.batch_dims):
             if any(self.key_of.get(n) in self.merged for n in first.all_input_nodes):
                 self.edit.refuse(first, f"{first.target} may mix samples, so its steps stay apart")
             return None
@@ -195,12 +199,6 @@ class _Merger:
         value = self._call(first.target, *first.args, like=first, **first.kwargs)
         self.edit.did(first, f"{self.steps} steps run at once")
         return value
-
-    def _leads_with_batch(self, node: fx.Node) -> bool:
-        if is_op(node, operator.getitem):
-            return True
-        inputs = [n for n in node.all_input_nodes if self.step_of[n] >= 0]
-        return self.batch_dims.get(node, 0) == 0 and all(self.batch_dims.get(n, 0) == 0 for n in inputs)
 
     def _call(self, target: Any, *args: Any, like: fx.Node | None = None, **keywords: Any) -> fx.Node:
         """A call on merged operands; ``like`` is the copy it stands for."""
@@ -233,13 +231,9 @@ class _Merger:
             if any(f[name] != found[0][name] for f in found):
                 self.edit.refuse(first, f"its {name} differs from step to step")
                 return None
-        for member in members[:-1]:
-            for output in member.users:
-                outside = [u for u in output.users if not is_op(u, LIF_STEP)]
-                if outside and _is_state(output):
-                    name = OUTPUT_NAMES[operand(output, 1)]
-                    self.edit.refuse(first, f"its state {name} after a step is read by {outside[0].name}")
-                    return None
+        if reason := _broken_chain(members, found):
+            self.edit.refuse(first, reason)
+            return None
         operands = {}
         for name in ("x", "gain"):
             values = [f[name] for f in found]
@@ -247,14 +241,15 @@ class _Merger:
                 continue
             whole = self._over_time(values, shape_of(operand(first)) if name == "x" else None)
             if whole is None:
+                self.edit.refuse(first, f"its {name} is not one value at {self.steps} steps, samples first")
                 return None
             operands[name] = whole
-        keywords = {k: v for k, v in first.kwargs.items() if k != "gain"}
-        if "gain" in operands:
-            keywords["gain"] = operands["gain"]
+        defaults = defaults_of(first.target)
+        keywords = {k: v for k, v in {**found[0], **operands}.items() if k in defaults and v != defaults[k]}
         if any(output.args[1] == 3 and output.users for m in members for output in m.users):
             keywords["with_h"] = True
-        node = self.fx.call_function(LIF, (operands["x"], *first.args[1:4]), keywords)
+        positional = (operands["x"], *(found[0][name] for name in ("v", "decay", "threshold")))
+        node = self.fx.call_function(LIF, positional, dict(sorted(keywords.items())))
         node.meta = origin_of(first)
         self.edit.did(first, f"{self.steps} steps are one neuron over time")
         return node
@@ -265,6 +260,8 @@ class _Merger:
         if len(set(values)) == 1 and self.step_of[values[0]] == _STATIC:
             if shape is None:
                 return values[0]
+            if self.batch_dims.get(values[0]) != 0:
+                return None
             one = self._call(RESHAPE, values[0], [1, -1, *shape[1:]])
             return self._call(aten.expand.default, one, [self.steps, -1, *shape[1:]])
         if len(keys) != 1 or None in keys or next(iter(keys)) not in self.merged:
@@ -314,29 +311,28 @@ class _Merger:
         return user.op == "output" or (user in self.step_of and self.key_of.get(user) not in self.merged)
 
     def _replace_stacks(self, members: list[fx.Node], value: fx.Node) -> None:
+        """``stack`` in any dimension; as it is exported, too: ``cat`` of the steps, with or without a dimension of 1 put in."""
         shape = shape_of(members[0])
         for user in list(members[0].users):
-            if is_op(user, RESHAPE) and shape_of(user) in ((1, *shape), (shape[0], 1, *shape[1:])) and self.steps > 1:
+            if is_op(user, RESHAPE):
                 for cat in [u for u in user.users if is_op(u, aten.cat.default)]:
-                    parts = [operand(p) if is_op(p, RESHAPE) and shape_of(p) == shape_of(user) else p for p in operand(cat)]
+                    dim = arguments(cat)["dim"] % len(shape_of(cat))
+                    widened = (*shape[:dim], 1, *shape[dim:])
+                    parts = [operand(p) if is_op(p, RESHAPE) and shape_of(p) == widened else p for p in operand(cat)]
                     if parts == members:
-                        self._stacked(cat, arguments(cat)["dim"], shape_of(user), value)
+                        cat.replace_all_uses_with(self._with_time_at(dim, shape, value))
             elif is_op(user, aten.stack.default) and list(operand(user)) == members:
-                dim = arguments(user)["dim"] % (len(shape) + 1)
-                if dim < 2:
-                    self._stacked(user, dim, (1, *shape) if dim == 0 else (shape[0], 1, *shape[1:]), value)
-            elif is_op(user, aten.cat.default) and list(operand(user)) == members and arguments(user)["dim"] == 0:
-                user.replace_all_uses_with(value)
+                user.replace_all_uses_with(self._with_time_at(arguments(user)["dim"] % (len(shape) + 1), shape, value))
+            elif is_op(user, aten.cat.default) and list(operand(user)) == members:
+                dim = arguments(user)["dim"] % len(shape)
+                joined = [-1, *shape[1:dim], self.steps * shape[dim], *shape[dim + 1 :]] if dim else [-1, *shape[1:]]
+                user.replace_all_uses_with(self._call(RESHAPE, self._with_time_at(dim, shape, value), joined))
 
-    def _stacked(self, user: fx.Node, dim: int, part: tuple[int, ...], value: fx.Node) -> None:
-        """``user`` stacks the steps in dimension 0, ``[T, N, ...]``, or 1, ``[N, T, ...]``."""
-        if part[dim] != 1 or dim > 1:
-            return
-        rest = part[2:]
-        stacked = self._call(RESHAPE, value, [self.steps, -1, *rest])
-        if dim == 1:
-            stacked = self._call(aten.permute.default, stacked, [1, 0, *range(2, len(rest) + 2)])
-        user.replace_all_uses_with(stacked)
+    def _with_time_at(self, dim: int, shape: tuple[int, ...], value: fx.Node) -> fx.Node:
+        """``value``, ``[T*N, ...]``, with time as a dimension of its own between those of one step."""
+        apart = self._call(RESHAPE, value, [self.steps, -1, *shape[1:]])
+        order = [*range(1, dim + 1), 0, *range(dim + 1, len(shape) + 1)]
+        return self._call(aten.permute.default, apart, order) if dim else apart
 
     def _replace_sum(self, members: list[fx.Node], value: fx.Node) -> None:
         """``((y_0 + y_1) + y_2) + ...``, with or without a leading ``0 +``."""
@@ -347,6 +343,25 @@ class _Merger:
             if total is not None and total is not start:
                 apart = self._call(RESHAPE, value, [self.steps, -1, *shape_of(first)[1:]])
                 total.replace_all_uses_with(self._call(aten.sum.dim_IntList, apart, [0]))
+
+
+def _broken_chain(members: list[fx.Node], found: list[dict[str, Any]]) -> str | None:
+    """Why the steps are not one neuron: a state that is read elsewhere, or a synapse that does not go on from step to step."""
+    for t, member in enumerate(members[:-1]):
+        for output in member.users:
+            name = OUTPUT_NAMES[operand(output, 1)]
+            if not _is_state(output):
+                continue
+            for user in output.users:
+                slots = [k for k, a in found[t + 1].items() if a is output] if user is members[t + 1] else []
+                if slots != [name]:
+                    return f"its state {name} after a step is read by {user.name}"
+        current = found[t + 1]["i"]
+        if found[0]["syn_decay"] is not None and not (
+            is_op(current, operator.getitem) and current.args == (member, _STATES["i"])
+        ):
+            return "its synaptic current does not go on from step to step"
+    return None
 
 
 def _is_state(output: fx.Node) -> bool:

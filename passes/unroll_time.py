@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import fx
 
-from snngraph.graph import LIF, LIF_STEP, SpikingGraph, arguments, is_op, operand, origin_of, shape_of
+from snngraph.graph import LIF, LIF_STEP, SpikingGraph, arguments, defaults_of, is_op, operand, origin_of, shape_of
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
 
@@ -41,9 +41,11 @@ class UnrollTime(Pass):
 
 def _unroll(graph: fx.Graph, node: fx.Node, steps: int) -> None:
     found = arguments(node)
-    keywords = {k: v for k, v in node.kwargs.items() if k not in ("with_h", "gain", "i")}
+    defaults = defaults_of(node.target)
+    keywords = {k: v for k, v in found.items() if k in defaults and v != defaults[k] and k not in ("with_h", "gain", "i")}
     gain = found["gain"]
-    over_time = isinstance(gain, fx.Node) and len(shape_of(gain)) == len(shape_of(found["x"])) and shape_of(gain)[0] == steps
+    over_time = gain is not None and len(shape_of(gain)) == len(shape_of(found["x"]))
+    varies = over_time and shape_of(gain)[0] > 1
     v, i = found["v"], found["i"]
     outputs: dict[int, list[fx.Node]] = {0: [], 3: []}
 
@@ -54,7 +56,7 @@ def _unroll(graph: fx.Graph, node: fx.Node, steps: int) -> None:
         for t in range(steps):
             extra = {}
             if gain is not None:
-                extra["gain"] = call(aten.select.int, gain, 0, t) if over_time else gain
+                extra["gain"] = call(aten.select.int, gain, 0, t if varies else 0) if over_time else gain
             if i is not None:
                 extra["i"] = i
             x = call(aten.select.int, found["x"], 0, t)

@@ -75,6 +75,10 @@ def check_destination(path: str | os.PathLike[str], force: bool = False) -> Path
         raise ArtifactWriteError(
             f"{os.fspath(path)!r} is a folder; give the name of a file, for example {str(target / 'net.snn')!r}"
         )
+    if target.is_symlink() or (target.exists() and not target.is_file()):
+        raise ArtifactWriteError(
+            f"{os.fspath(path)!r} is no regular file (a device, a pipe, a link to itself); choose another path"
+        )
     if not target.parent.is_dir():
         raise ArtifactWriteError(f"the folder {str(target.parent)!r} does not exist; make it first, or choose another path")
     if target.exists() and not force:

@@ -13,7 +13,7 @@ import torch
 
 import snngraph
 from snngraph import pipelines
-from snngraph.errors import EngineModeError, PrecisionNotAvailableError, UnknownPrecisionError
+from snngraph.errors import EngineModeError, InputBatchError, PrecisionNotAvailableError, UnknownPrecisionError
 from snngraph.frontends.capture import trace
 from snngraph.graph import SpikingGraph
 from snngraph.lowering.onnx import lower
@@ -96,7 +96,7 @@ def build(
     chosen = _precision(precision)
     _require_mode(mode)
     backend_class(target)
-    lowered = lower(graph, batch=graph.facts.example_batch if batch_size is None else batch_size)
+    lowered = lower(graph, batch=_batch(graph, batch_size))
     outputs = lowered.outputs
     if taps:
         add_outputs(lowered.model, [layer.spikes for layer in lowered.layers])
@@ -173,8 +173,17 @@ def export_onnx(graph: SpikingGraph, path: str | os.PathLike[str], *, batch_size
         ArtifactWriteError: writing failed; what stood there before is untouched.
     """
     artifact.check_destination(path, force)
-    lowered = lower(graph, batch=graph.facts.example_batch if batch_size is None else batch_size)
+    lowered = lower(graph, batch=_batch(graph, batch_size))
     artifact.write_bytes(path, lowered.model.SerializeToString(deterministic=True), force)
+
+
+def _batch(graph: SpikingGraph, batch_size: BatchSize) -> int | Literal["dynamic"]:
+    if batch_size is None:
+        return graph.facts.example_batch
+    given: object = batch_size
+    if given == "dynamic" or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
+        return batch_size
+    raise InputBatchError(f"batch_size={batch_size!r}: expected a positive integer, 'dynamic', or None for the example's")
 
 
 def check_options(target: str = DEFAULT_TARGET, precision: str | None = None, mode: str = "sequence") -> None:

@@ -33,6 +33,9 @@ def check_graph(graph: SpikingGraph) -> None:
         graph.graph.lint()
     except RuntimeError as error:
         raise GraphCheckError(f"dangling or doubly defined node: {error}") from error
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    if len(placeholders) != len(graph.inputs):
+        raise GraphCheckError(f"{len(placeholders)} placeholders, but {len(graph.inputs)} inputs are specified")
     for node in graph.nodes:
         if problem := _operator(node) or _operands(node):
             raise GraphCheckError(_located(graph, node, problem))

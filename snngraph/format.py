@@ -9,7 +9,8 @@ The language is Python's expression syntax. Inputs, an arrow, statements, and wh
 
 A name with a shape, ``w[16, 8]`` or ``"conv.0.weight"[16, 8]``, is a constant tensor; parsed, it is filled with seeded random
 numbers. ``N`` is the batch. An input whose second axis is ``N`` has its time on the first; ``x[N, T=4, 8]`` writes the time
-axis out. Operators are named as in ``torch.ops.aten``; the short forms of :data:`SHORT` and ``+ - * /`` may be used.
+axis out, and ``x[N, 8], T=4 ->`` gives the number of steps where no input has them. Operators are named as in ``torch.ops.aten``; the short
+forms of :data:`SHORT` and ``+ - * /`` may be used.
 """
 
 from __future__ import annotations
@@ -100,7 +101,9 @@ def _print(
         return repr(a) if isinstance(a, bool | int | float | str) or a is None else f'"{a}"'
 
     specs = dict(zip((n for n in graph.nodes if n.op == "placeholder"), graph.inputs, strict=True))
-    lines = [", ".join(_print_input(name(n), spec) for n, spec in specs.items()) + " ->"]
+    timeless = all(spec.time_dim is None for spec in graph.inputs)
+    steps = f", T={graph.time.steps}" if timeless else ""
+    lines = [", ".join(_print_input(name(n), spec) for n, spec in specs.items()) + f"{steps} ->"]
     for node in order:
         if node.op == "call_function" and node.target is not operator.getitem:
             shape = _print_shape(node.meta["val"]) if shapes else ""
@@ -211,6 +214,8 @@ class _Parser:
         head, arrow, body = text.partition("->")
         if not arrow:
             raise GraphParseError("no '->' between the inputs and the statements")
+        if stated := re.search(r",\s*T=(\d+)\s*$", re.sub(r"\[[^\]]*\]", "", head)):
+            self.steps = int(stated[1])
         specs = [self._input(part) for part in re.findall(r"\w+\s*\[[^\]]*\]", head)]
         if not specs:
             raise GraphParseError(f"no input before '->'; expected something like x[4, N, 8], got {head.strip()!r}")

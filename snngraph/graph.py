@@ -192,8 +192,8 @@ class SpikingGraph:
 
     def _cast_inputs(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Follows ``module.double()`` and ``module.float()`` too."""
-        kinds = (t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() and t.dim())
-        dtype = next(kinds, self.dtype)
+        kinds = {t.dtype for t in (*module.parameters(), *module.buffers()) if t.is_floating_point() and t.dim()}
+        dtype = kinds.pop() if len(kinds) == 1 else self.dtype
         return tuple(x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs)
 
     def example_inputs(self, batch: int | None = None) -> list[Tensor]:
@@ -437,14 +437,17 @@ def source_line(node: fx.Node) -> str:
 
 
 def _output_specs(graph: SpikingGraph) -> tuple[TensorSpec, ...]:
+    from snngraph.analysis.time import has_time_at
+
+    taken = {spec.name for spec in graph.inputs}
     specs = []
     for k, (node, batch_dim) in enumerate(zip(graph.output_nodes, graph.facts.output_batch_dims or (), strict=True)):
         value = node.meta["val"]
-        time_dim = 1 - batch_dim if batch_dim in (0, 1) and value.dim() > 2 else None
-        if time_dim is not None and value.shape[time_dim] != graph.time.steps:
-            time_dim = None
+        time_dim = next((d for d in range(value.dim()) if d != batch_dim and has_time_at(graph, node, d)), None)
         dtype = "float32" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
         name = f"output_{k}" if k else "output"
+        while name in taken:
+            name += "_"
         specs.append(TensorSpec(name, tuple(value.shape), dtype, time_dim, batch_dim))
     return tuple(specs)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
+from snngraph.analysis.spikes import run_with_spikes
 from snngraph.format import canonical_format, parse
-from snngraph.graph import LIF, LIF_STEP, SpikingGraph, is_op
+from snngraph.graph import SpikingGraph
 
 __all__ = ["assert_equivalent", "assert_graph", "parse", "random_inputs", "run_with_spikes"]
 
@@ -33,28 +33,6 @@ def random_inputs(graph: SpikingGraph, batch: int | None = None, seed: int = 0) 
     return [torch.randn(x.shape, generator=generator, dtype=torch.float64) * 1.5 for x in graph.example_inputs(batch)]
 
 
-class _Recorder(fx.Interpreter):
-    def __init__(self, graph: SpikingGraph) -> None:
-        super().__init__(graph.module)
-        self.spikes: dict[str, list[Tensor]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        if is_op(n, LIF, LIF_STEP):
-            steps = value[0] if is_op(n, LIF) else value[0].unsqueeze(0)
-            self.spikes.setdefault(n.meta.get("neuron", n.name), []).append(steps)
-        return value
-
-
-def run_with_spikes(graph: SpikingGraph, inputs: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
-    """Runs a graph; returns its outputs and, for every neuron layer, its spikes ``[T, N, ...]``."""
-    recorder = _Recorder(graph)
-    with torch.no_grad():
-        result = recorder.run(*[x.to(graph.dtype) for x in inputs])
-    outputs = list(result) if isinstance(result, tuple | list) else [result]
-    return outputs, {name: torch.cat(steps) for name, steps in recorder.spikes.items()}
-
-
 def assert_equivalent(
     before: SpikingGraph, after: SpikingGraph, *, tolerance: float = 1e-10, batches: Sequence[int] = (1, 3), seed: int = 0
 ) -> None:
@@ -66,6 +44,8 @@ def assert_equivalent(
     for batch in batches if before.free_batch else (before.batch,):
         inputs = random_inputs(before, batch, seed)
         (wanted, spikes), (found, other) = run_with_spikes(before, inputs), run_with_spikes(after, inputs)
+        missing = _live_layers(before) - other.keys()
+        assert not missing, f"neuron layers are gone: {', '.join(sorted(missing))}"
         for name in spikes.keys() & other.keys():
             flips = int((spikes[name] != other[name]).sum())
             assert flips == 0, f"batch {batch}: {flips} of {spikes[name].numel()} spikes of {name} differ"
@@ -73,3 +53,8 @@ def assert_equivalent(
             assert a.shape == b.shape, f"batch {batch}: output {k} has shape {tuple(b.shape)}, expected {tuple(a.shape)}"
             error = float((a - b).abs().max()) if a.numel() else 0.0
             assert error <= tolerance, f"batch {batch}: output {k} differs by {error:.3g}"
+
+
+def _live_layers(graph: SpikingGraph) -> set[str]:
+    live = graph.live_nodes
+    return {layer.name for layer in graph.neurons if live.intersection(layer.nodes)}

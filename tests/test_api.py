@@ -20,6 +20,7 @@ from snngraph.errors import (
     ArtifactExistsError,
     ArtifactWriteError,
     EngineModeError,
+    InputBatchError,
     PrecisionNotAvailableError,
     TargetNotInstalledError,
     UnknownPassError,
@@ -137,6 +138,12 @@ class Untouched(nn.Module):
 def test_what_can_be_known_is_checked_before_any_work(keywords: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         snngraph.convert(Untouched().eval(), torch.randn(4, 1, 2), **keywords)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, True, 1.5, "foo"])
+def test_a_batch_size_is_a_positive_number_or_dynamic(graph: snngraph.SpikingGraph, batch_size: Any) -> None:
+    with pytest.raises(InputBatchError, match="expected a positive integer, 'dynamic'"):
+        snngraph.build(graph, batch_size=batch_size)
 
 
 def test_an_existing_file_is_kept(tmp_path: Path) -> None:

@@ -27,6 +27,12 @@ def test_text_is_stable_and_reads_back() -> None:
     graph.check()
 
 
+def test_text_of_a_static_graph_reads_back() -> None:
+    text = parse("x[N, 2], T=4 -> lif(expand(reshape(x, [1, -1, 2]), [4, -1, 2])).s").format()
+    assert text.startswith("x[N, 2], T=4 ->")
+    assert parse(text).format() == text
+
+
 def test_what_a_graph_knows() -> None:
     graph = parse(TEXT)
     assert (graph.time.steps, graph.time.dims, graph.batch, graph.free_batch) == (3, (0,), 2, True)

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_leaves
 
+from snngraph.errors import GraphError
 from snngraph.graph import VIEWS, SpikingGraph, arguments, operand, shape_of
 
-__all__ = ["batch_dims", "independent_of_leading", "shape_with_free_batch"]
+__all__ = ["acts_per_sample", "batch_dims", "shape_with_free_batch"]
 
 aten = torch.ops.aten
 
@@ -38,7 +40,6 @@ _PER_SAMPLE = frozenset(
         aten.avg_pool3d.default,
         aten.max_pool2d_with_indices.default,
         aten._adaptive_avg_pool2d.default,
-        aten.native_group_norm.default,
         aten.upsample_nearest2d.vec,
         aten.upsample_bilinear2d.vec,
         aten.bmm.default,
@@ -66,7 +67,13 @@ def batch_dims(graph: SpikingGraph) -> dict[fx.Node, int | None]:
             return wide[n]
 
     with mode:
-        Recorder(graph.module).run(*[mode.from_tensor(x) for x in graph.example_inputs(graph.batch + 1)])
+        inputs = [mode.from_tensor(x) for x in graph.example_inputs(graph.batch + 1)]
+        try:
+            Recorder(graph.module).run(*inputs)
+        except Exception as error:
+            raise GraphError(
+                f"the graph does not run at batch {graph.batch + 1} though its batch size is free: {error}"
+            ) from error
     found: dict[fx.Node, int | None] = {}
     for node in graph.nodes:
         if node.op == "output":
@@ -82,33 +89,52 @@ def shape_with_free_batch(shape: tuple[int, ...], batch_dim: int | None) -> list
     return [-1 if d == batch_dim else n for d, n in enumerate(shape)]
 
 
-def independent_of_leading(node: fx.Node) -> bool:
+def acts_per_sample(node: fx.Node, dims: dict[fx.Node, int | None]) -> bool:
     """Whether the operator computes every entry along its first dimension from the same entry of its inputs alone.
 
-    Only for operators whose first argument carries samples in dimension 0; every other tensor is a constant or carries them too.
+    Args:
+        node: an operator call.
+        dims: of :func:`batch_dims`. The result and everything that carries the batch have to carry it in dimension 0; in
+            elementwise operators at the result's rank, in others as the first argument.
     """
+    if dims.get(node, 0) != 0 or any(dims.get(n, 0) not in (0, None) for n in node.all_input_nodes):
+        return False
     target = node.target
-    if target is operator.getitem or target in ELEMENTWISE or target in _PER_SAMPLE:
+    if target is operator.getitem:
+        return True
+    carrying = [n for n in node.all_input_nodes if dims.get(n) == 0]
+    if target in ELEMENTWISE:
+        return all(len(shape_of(n)) == len(shape_of(node)) for n in carrying)
+    if target is aten.cat.default:
+        parts: list[fx.Node] = operand(node)
+        return all(p in carrying for p in parts) and arguments(node)["dim"] % len(shape_of(node)) != 0
+    if target is aten.bmm.default:
+        return len(carrying) == len(set(node.all_input_nodes))
+    uses = [a for a in tree_leaves((node.args, node.kwargs)) if isinstance(a, fx.Node) and a in carrying]
+    if uses != [operand(node)]:
+        return False
+    return _only_first_argument(node)
+
+
+def _only_first_argument(node: fx.Node) -> bool:
+    target, rank = node.target, len(shape_of(operand(node)))
+    if target in _PER_SAMPLE:
         return True
     if target is aten.linear.default:
-        return len(shape_of(node)) >= 2
+        return rank >= 2
     if target in REDUCTIONS:
-        rank, dims = len(shape_of(operand(node))), arguments(node)["dim"]
-        return isinstance(dims, list | tuple) and bool(dims) and 0 not in {d % rank for d in dims}
-    if target is aten._softmax.default or target is aten._log_softmax.default:
-        dim: int = operand(node, 1)
-        return dim % len(shape_of(node)) != 0
+        over = arguments(node)["dim"]
+        return isinstance(over, list | tuple) and bool(over) and 0 not in {d % rank for d in over}
+    if target in (aten._softmax.default, aten._log_softmax.default, aten.select.int, aten.slice.Tensor):
+        dim: int = arguments(node)["dim"]
+        return dim % rank != 0
     if target is aten.permute.default:
         order: list[int] = operand(node, 1)
-        return order[0] == 0
+        return order[0] % rank == 0
     if target in VIEWS:
-        before, after = shape_of(operand(node)), shape_of(node)
         shape: list[int] = operand(node, 1)
-        return bool(before) and before[:1] == after[:1] and shape[0] == -1
-    if target in (aten.cat.default, aten.select.int, aten.slice.Tensor):
-        dim = arguments(node)["dim"]
-        return dim > 0
+        return shape_of(operand(node))[:1] == shape_of(node)[:1] and shape[0] == -1
     if target is aten.constant_pad_nd.default:
         padding: list[int] = operand(node, 1)
-        return len(padding) // 2 < len(shape_of(node))
+        return len(padding) // 2 < rank
     return False

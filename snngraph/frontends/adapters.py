@@ -102,16 +102,22 @@ def matching(model: nn.Module) -> list[tuple[nn.Module, Adapter]]:
 @contextlib.contextmanager
 def adapted(model: nn.Module) -> Iterator[None]:
     """Within it, every known neuron module computes as its adapter says, starting from the reset state."""
-    replaced: list[nn.Module] = []
+    replaced: list[tuple[nn.Module, str]] = []
+
+    def put(module: nn.Module, name: str, function: Any) -> None:
+        module.__dict__[name] = function
+        replaced.append((module, name))
+
     try:
         for module, adapter in matching(model):
             memory: dict[str, Any] = {}
-            module.__dict__["forward"] = functools.partial(adapter.forward, module, memory)
-            replaced.append(module)
+            put(module, "forward", functools.partial(adapter.forward, module, memory))
+            if callable(getattr(module, "reset", None)):
+                put(module, "reset", memory.clear)  # a model may reset its neurons in its own forward
         yield
     finally:
-        for module in replaced:
-            del module.__dict__["forward"]
+        for module, name in replaced:
+            del module.__dict__[name]
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from snngraph.frontends.time_axis import Axes, ModelRunner
 from snngraph.graph import (
     LIF,
     LIF_STEP,
+    VIEWS,
     Facts,
     SpikingGraph,
     Time,
@@ -40,6 +41,7 @@ aten = torch.ops.aten
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
 _BROADCASTING = (*_ARITHMETIC, aten.where.self, aten.maximum.default, aten.minimum.default)
+_ASSERTIONS = (aten._assert_tensor_metadata.default,)
 _CREATION = (aten.full.default, aten.zeros.default, aten.ones.default)
 
 _Raw = tuple[fx.Graph, dict[str, Tensor], list[str]]
@@ -76,7 +78,8 @@ def exported_graph(
         batch = max(2, example_batch)  # at 1, what carries the batch and what broadcasts look alike
         try:
             raw = _export(model, axes.resized(inputs, batch), runner)
-            _free_the_batch(raw, _export(model, axes.resized(inputs, batch + 1), runner))
+            far = 3 * batch + 7  # far away, so that what is constant for small batches alone is seen to change
+            _free_the_batch(raw, _export(model, axes.resized(inputs, far), runner))
         except (CaptureError, _FixedBatchError) as reason:
             free, batch = False, example_batch
             notes = (f"the batch size is fixed at {batch}: {reason}",)
@@ -165,6 +168,8 @@ def _flatten(program: torch.export.ExportedProgram) -> _Raw:
                     raise CaptureError(f"the model holds {target}, a {type(value).__name__}, which is not a tensor")
                 tensors[target] = value.detach()
                 mapping[node] = graph.get_attr(target)
+        elif node.target in _ASSERTIONS:
+            continue  # of types, which differ when the graph runs in float64
         elif node.op == "output":
             values = [mapping[n] for n in node.args[0]]
             graph.output(tuple(values) if len(values) > 1 else values[0])
@@ -198,6 +203,12 @@ def _free_the_batch(raw: _Raw, other: _Raw) -> None:
     for a, b in zip(nodes, others, strict=True):
         if a.op == "get_attr" and not _equal_tensor(raw[1][str(a.target)], other[1][str(b.target)]):
             raise _FixedBatchError(f"the constant {a.target} depends on the batch size")
+        if is_op(a, aten.squeeze.default):
+            raise _FixedBatchError(
+                f"squeeze() without a dimension drops the batch of a single sample too; name the dimension{_at(a)}"
+            )
+        if is_op(a, *VIEWS):  # the sizes, where the model left one to be inferred
+            a.args, b.args = (a.args[0], list(shape_of(a))), (b.args[0], list(shape_of(b)))
         if a.op == "call_function":
             a.args = tuple(_merge(a, k, x, y) for k, (x, y) in enumerate(zip(a.args, b.args, strict=True)))
             if any(not isinstance(x, fx.Node) and x != b.kwargs[k] for k, x in a.kwargs.items()):
@@ -205,7 +216,7 @@ def _free_the_batch(raw: _Raw, other: _Raw) -> None:
 
 
 def _equal_tensor(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b)
+    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _merge(node: fx.Node, position: int, a: Any, b: Any) -> Any:
@@ -213,7 +224,7 @@ def _merge(node: fx.Node, position: int, a: Any, b: Any) -> Any:
         return a
     if isinstance(a, tuple | list) and len(a) == len(b) and any(isinstance(x, fx.Node) for x in a):
         return a
-    if position == 1 and is_op(node, aten.view.default, aten.reshape.default, aten._unsafe_view.default):
+    if position == 1 and is_op(node, *VIEWS):
         return _minus_one(node, a, b)
     if position == 1 and is_op(node, aten.expand.default):
         shape = shape_of(operand(node))
@@ -221,13 +232,21 @@ def _merge(node: fx.Node, position: int, a: Any, b: Any) -> Any:
         differing = [d for d, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
         if all(d >= lead and shape[d - lead] == a[d] for d in differing):
             return [-1 if d in differing else x for d, x in enumerate(a)]
-    if position == 0 and is_op(node, *_CREATION) and all(is_op(u, *_BROADCASTING, LIF_STEP) for u in node.users):
+    if position == 0 and is_op(node, *_CREATION) and all(_broadcasts_in(node, user) for user in node.users):
         return [1 if x != y else x for x, y in zip(a, b, strict=True)]  # a constant state per sample: it broadcasts
     if position in (2, 3) and is_op(node, aten.slice.Tensor):
         size = shape_of(operand(node))[arguments(node)["dim"]]
         if position == 3 and a == size:
             return torch.iinfo(torch.int64).max
     raise _FixedBatchError(f"{node.target} has an argument that depends on the batch size, {a} and {b}{_at(node)}")
+
+
+def _broadcasts_in(node: fx.Node, user: fx.Node) -> bool:
+    """Whether one sample of a constant does in ``user``: as a neuron's state, or beside an operand of the same shape."""
+    if is_op(user, LIF_STEP):
+        return all(name in ("v", "i") for name, a in arguments(user).items() if a is node)
+    others = [n for n in user.all_input_nodes if n is not node]
+    return is_op(user, *_BROADCASTING) and any(shape_of(n) == shape_of(node) for n in others)
 
 
 def _minus_one(node: fx.Node, a: Sequence[int], b: Sequence[int]) -> list[int]:

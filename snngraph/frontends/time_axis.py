@@ -58,18 +58,30 @@ class _Watcher(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.sequences: list[Tensor] = []
         self.steps: list[Tensor] = []
-        # By the id of a state: the state, which keeps the id its own, and the number of steps that led to it.
-        self.chain: dict[int, tuple[Tensor, int]] = {}
+        self.chains = 0
+        # By the id of the membrane potential that a step left (kept alive, so its id stays its own): its steps so far, its chain.
+        self.chain: dict[int, tuple[Tensor | None, int, int]] = {}
+        self.first_chain: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func is LIF:
             self.sequences.append(args[0])
         elif func is LIF_STEP:
+            _, before, chain = self.chain.pop(id(args[1]), (None, 0, self.chains))
+            self.chains += before == 0
+            self.chain[id(result[1])] = (result[1], before + 1, chain)
             self.steps.append(args[0])
-            _, before = self.chain.pop(id(args[1]), (None, 0))
-            self.chain[id(result[1])] = (result[1], before + 1)
+            if chain == 0:
+                self.first_chain.append(args[0])
         return result
+
+    @property
+    def first(self) -> Tensor | None:
+        """What the first neuron sees over time, ``[T, N, ...]``."""
+        if self.sequences:
+            return self.sequences[0]
+        return torch.stack(self.first_chain) if self.first_chain else None
 
 
 def _watch(runner: ModelRunner, inputs: Sequence[Tensor]) -> _Watcher | None:
@@ -148,7 +160,7 @@ def infer_axes(
 def _steps(watcher: _Watcher, inputs: Sequence[Tensor], time_dim: int | str | None, time_steps: int | None) -> int:
     if time_steps is not None:
         return time_steps
-    lengths = {x.shape[0] for x in watcher.sequences} or {length for _, length in watcher.chain.values()}
+    lengths = {x.shape[0] for x in watcher.sequences} or {length for _, length, _ in watcher.chain.values()}
     if lengths == {1} and not watcher.sequences and time_dim == "auto":
         raise TimeAxisError(
             "the neurons are in step mode and ran for one step: the model takes one step at a time; give time_steps="
@@ -192,7 +204,7 @@ def _time_dim(runner: ModelRunner, inputs: Sequence[Tensor], steps: int, batch_d
     if batch_dim == 1:
         return rest[0]
     watcher = _watch(runner, inputs)
-    if watcher is None or not watcher.sequences:
+    if watcher is None or watcher.first is None:
         return rest[0]
     dependence = {a: _dependence(runner, inputs, a, steps, watcher) for a in rest}
     if steps > 1 and "follows" in dependence.values():
@@ -218,9 +230,9 @@ def _dependence(runner: ModelRunner, inputs: Sequence[Tensor], axis: int, steps:
         y.select(axis, steps - 1).add_(1.0)
         changed.append(y)
     after = _watch(runner, changed)
-    if after is None:
+    if after is None or after.first is None or before.first is None:
         return "mixed"
-    difference = after.sequences[0] - before.sequences[0]
+    difference = after.first - before.first
     if not difference[0].any() and difference[-1].any():
         return "follows"
     return "static" if all(torch.equal(d, difference[0]) for d in difference) else "mixed"

@@ -403,3 +403,122 @@ def test_a_mismatch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SnnGraphNeurons, "forward", wrong)
     with pytest.raises(CaptureMismatchError, match="on the example, output 0 of the captured graph differs"):
         snngraph.trace(seeded(Sequence), torch.randn(4, 2, 2, 8, 8))
+
+
+# -- found by trying to break it -----------------------------------------------------------------------------------------------
+
+
+class Steps(nn.Module):
+    """A linear layer and a neuron, stepped by ``body``; ``[4, N, 5]`` in."""
+
+    def __init__(self, body: Callable[[Any, Tensor], Tensor], features: int = 4) -> None:
+        super().__init__()
+        self.fc, self.n, self.body = nn.Linear(5, features), neurons.LIF(threshold=0.2, step_mode="s"), body
+
+    def step(self, x: Tensor) -> Tensor:
+        return self.n(self.fc(x))  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+def twice(m: Steps, x: Tensor) -> Tensor:
+    first = torch.stack([m.step(f) for f in x])
+    neurons.reset(m)
+    return first + torch.stack([m.step(f) for f in x])
+
+
+BODIES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "stack 0": lambda m, x: torch.stack([m.step(f) for f in x]),
+    "stack 1": lambda m, x: torch.stack([m.step(f) for f in x], 1),
+    "stack 2": lambda m, x: torch.stack([m.step(f) for f in x], 2),
+    "stack -1": lambda m, x: torch.stack([m.step(f) for f in x], dim=-1).flatten(1),
+    "cat 0": lambda m, x: torch.cat([m.step(f) for f in x]),
+    "cat 1": lambda m, x: torch.cat([m.step(f) for f in x], 1),
+    "cat -1": lambda m, x: torch.cat([m.step(f) for f in x], -1),
+    "unbind": lambda m, x: sum(m.step(f) for f in x.unbind(0)) / 4,
+    "reset in forward": twice,
+    "inferred sizes": lambda m, x: torch.stack([m.step(f) for f in x]).view(4, x.size(1), -1).mean(0),
+    "casts": lambda m, x: torch.stack([m.step(f.to(x.device).to(x)) for f in x]).mean(0),
+    "comparison times one": lambda m, x: torch.stack([(m.step(f) > 0.5) * 1.0 for f in x]).sum(0),
+    "constants": lambda m, x: torch.stack([m.step(f + torch.arange(5.0)) for f in x]).mean(0),
+    "last": lambda m, x: [m.step(f) for f in x][-1],
+}
+
+
+@pytest.mark.parametrize("features", [1, 4])
+@pytest.mark.parametrize("name", list(BODIES))
+def test_loops_in_every_style(name: str, features: int) -> None:
+    model = seeded(lambda: Steps(BODIES[name], features))
+    x = torch.randn(4, 3, 5)
+    graph = snngraph.trace(model, x)
+    assert graph.time.steps == 4
+    assert "lif_step" not in graph.format(), "time was not merged"
+    assert_captures(graph, model, x)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        lambda m, x: torch.stack([m.step(f) for f in x]) * (x.shape[1] // 2),
+        lambda m, x: torch.stack([m.step(f) for f in x]) * (1 / max(x.shape[1], 5)),
+        lambda m, x: torch.stack([m.step(f) for f in x])[:, : x.shape[1] // 2],
+    ],
+)
+def test_what_depends_on_the_batch_size_fixes_it(body: Callable[[Any, Tensor], Tensor]) -> None:
+    model = seeded(lambda: Steps(body))
+    graph = snngraph.trace(model, torch.randn(4, 2, 5), time_dim=0)
+    assert not graph.free_batch
+    assert "batch size is fixed" in graph.notes[0]
+    x = torch.randn(4, 2, 5, dtype=torch.float64)
+    torch.testing.assert_close(graph(x), run(model.double(), x), rtol=1e-10, atol=1e-10)
+
+
+def test_a_static_batch_as_large_as_the_number_of_steps_is_asked_about() -> None:
+    model = seeded(lambda: nn.Sequential(nn.Conv2d(2, 3, 3), neurons.LIF(step_mode="s")))
+    with pytest.raises(TimeAxisError, match="give time_dim=0 if it is time, time_dim=None if"):
+        snngraph.trace(model, torch.randn(4, 2, 5, 5), time_steps=4)
+    graph = snngraph.trace(model, torch.randn(4, 2, 5, 5), time_steps=4, time_dim=None)
+    assert graph.inputs[0].batch_dim == 0
+
+
+def test_a_static_image_with_as_many_channels_as_steps_in_a_loop() -> None:
+    class Loop(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.n = nn.Conv2d(3, 4, 3), neurons.LIF(threshold=0.2, step_mode="s")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.n(self.conv(x)) for _ in range(3)]).mean(0)
+
+    graph = snngraph.trace(seeded(Loop), torch.randn(2, 3, 8, 8))
+    assert (graph.inputs[0].time_dim, graph.inputs[0].batch_dim, graph.time.steps) == (None, 0, 3)
+    assert graph.format().count("convolution(") == 1
+
+
+def test_an_output_as_large_as_the_number_of_steps_is_not_time() -> None:
+    model = seeded(lambda: nn.Sequential(StepWise(nn.Conv2d(2, 4, 3)), neurons.IF()))
+
+    class Mean(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner_net = model
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner_net(x).mean(0)  # type: ignore[no-any-return]
+
+    graph = snngraph.trace(Mean().eval(), torch.randn(4, 2, 2, 6, 6))
+    assert (graph.outputs[0].time_dim, graph.outputs[0].batch_dim) == (None, 0)
+
+
+def test_an_input_named_output() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.n = neurons.IF()
+
+        def forward(self, output: Tensor) -> Tensor:
+            return self.n(output).mean(0)  # type: ignore[no-any-return]
+
+    engine = snngraph.convert(Named().eval(), torch.rand(4, 2, 6))
+    assert [s.name for s in (*engine.inputs, *engine.outputs)] == ["output", "output_"]

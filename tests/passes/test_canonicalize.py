@@ -51,6 +51,13 @@ def test_two_equal_neurons_stay_two() -> None:
     assert len(graph.neurons) == 2
 
 
+@pytest.mark.parametrize("text", ["reshape(x, [2, -1]) * 2.0", "gt.Scalar(x, 0) * 1.0 + gt.Scalar(x, 0) * 1.0"])
+def test_what_only_looks_like_an_identity_stays(text: str) -> None:
+    """A reshape that keeps the shape at one batch size; a product that makes numbers of truths."""
+    graph = parse(f"x[N, 2], T=3 -> {text}")
+    assert_equivalent(graph, Canonicalize()(graph).graph, tolerance=0.0, batches=(2, 4))
+
+
 def test_dead_operators_and_tensors_go() -> None:
     graph = parse("x[3, N, 4, 5] -> d = relu(x * w[5]); e = lif(d); x * 2.0")
     result = EliminateDead()(graph)

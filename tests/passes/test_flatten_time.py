@@ -31,6 +31,11 @@ def test_operators_move_to_merged_time(body: str, flat: str) -> None:
     assert_equivalent(before, after, tolerance=1e-12)
 
 
+def test_keyword_arguments_are_kept() -> None:
+    before = parse("x[3, N, 4, 6, 6] -> linear(x, w[7, 6], bias=b[7])")
+    assert_equivalent(before, FlattenTime()(before).graph, tolerance=1e-12)
+
+
 @pytest.mark.parametrize(
     "body",
     [

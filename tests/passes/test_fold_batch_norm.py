@@ -56,8 +56,9 @@ def test_into_the_gain_and_bias_of_a_neuron() -> None:
     ("text", "reason"),
     [
         (f"c = conv2d(flatten_time(x), w[4, 4, 1, 1]); n = batch_norm(c, {NORM}); n + c", "read by 2 operators"),
-        (f"n = batch_norm(flatten_time(x), {NORM}); n * 2.0", "no neuron takes its output"),
+        (f"n = batch_norm(flatten_time(x), {NORM}); n * 2.0", "no neuron takes its output as its input"),
         (f"n = batch_norm(flatten_time(x), {NORM}); lif(split_time(n), syn_decay=0.5).s", "synapse"),
+        (f"n = batch_norm(select(x, 0, 0), {NORM}); lif_step(n, v=n).s", "as its input alone"),
         (f"n = batch_norm(flatten_time(x), {NORM}); lif(split_time(n), gain=k[3, 1, 1, 1, 1]).s", "varies over time"),
         (f"n = batch_norm(conv2d(flatten_time(x), {COMPUTED}), g[1], b[1], m[1], v[1]); n * 2.0", "not constants"),
     ],

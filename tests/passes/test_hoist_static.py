@@ -31,5 +31,10 @@ def test_an_operator_that_mixes_samples_stops_it() -> None:
     assert_equivalent(before, result.graph)
 
 
+def test_a_weight_that_is_repeated_stops_it() -> None:
+    before = parse("x[N, 8], T=3 -> r = reshape(expand(reshape(x, [1, -1, 8]), [3, -1, 8]), [-1, 8]); linear(w[3, 8], r)")
+    assert not HoistStatic()(before).changed
+
+
 def test_a_sequence_has_nothing_to_hoist() -> None:
     assert not HoistStatic()(parse("x[4, N, 2, 5, 5] -> lif(x).s")).changed

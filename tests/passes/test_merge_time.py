@@ -119,6 +119,42 @@ def test_refusals_say_why(lines: list[str], reason: str) -> None:
     assert_equivalent(before, result.graph)
 
 
+def test_a_synapse_that_does_not_go_on_is_refused() -> None:
+    steps = [f"s{t} = lif_step(select(x, 0, {t}), syn_decay=0.9{f', v=s{t - 1}.v' if t else ''})" for t in range(3)]
+    before = parse("x[3, N, 6] -> " + "\n".join([*steps, "stack([s0.s, s1.s, s2.s])"]))
+    result = MergeTime()(Canonicalize()(before).graph)
+    assert any("synaptic current does not go on" in n.text for n in result.notes)
+    assert_equivalent(before, result.graph)
+    steps = [f"s{t} = lif_step(select(x, 0, {t}), syn_decay=0.9{f', v=s{t - 1}.v, i=s{t - 1}.i' if t else ''})" for t in range(3)]
+    before = parse("x[3, N, 6] -> " + "\n".join([*steps, "stack([s0.s, s1.s, s2.s])"]))
+    after = pipelines.capture()(before).graph
+    assert_graph(after, "x[3, N, 6] -> lif(x, syn_decay=0.9).s")
+    assert_equivalent(before, after)
+
+
+def test_a_layer_fed_with_the_membrane_of_another_is_refused() -> None:
+    lines = [f"a{t} = lif_step(select(x, 0, {t}), decay=0.5{f', v=a{t - 1}.v' if t else ''})" for t in range(3)]
+    lines += [f"b{t} = lif_step(a{t}.v, decay=0.5, threshold=0.3{f', v=b{t - 1}.v' if t else ''})" for t in range(3)]
+    before = parse("x[3, N, 6] -> " + "\n".join([*lines, "stack([b0.s, b1.s, b2.s])"]))
+    result = pipelines.capture()(before)
+    assert any("state v after a step is read by" in n.text for n in result.notes)
+    assert_equivalent(before, result.graph)
+
+
+@pytest.mark.parametrize("body", ["a{t} + reshape(a{t}, [-1])", "linear(a{t}, a{t})"])
+def test_operators_that_mix_samples_are_refused(body: str) -> None:
+    lines = [f"a{t} = select(x, 0, {t})" for t in range(3)] + [f"c{t} = " + body.replace("{t}", str(t)) for t in range(3)]
+    before = parse("x[3, N, 1] -> " + "\n".join([*lines, "stack([c0, c1, c2])"]))
+    result = MergeTime()(before)
+    assert any("may mix samples" in n.text for n in result.notes)
+    assert_equivalent(before, result.graph)
+
+
+def test_unrolling_a_gain_of_all_steps() -> None:
+    before = parse("x[2, N, 6] -> lif(x, decay=0.5, gain=g[1, 1, 6]).s")
+    assert_equivalent(before, UnrollTime()(before).graph, tolerance=0.0)
+
+
 def test_unrolling_writes_every_step_out() -> None:
     before = parse("x[2, N, 6] -> lif(x, decay=0.5, gain=g[2, 1, 6]).s")
     result = UnrollTime()(before)

@@ -438,3 +438,14 @@ def test_flipped_bytes_never_load_differently(tmp_path: Path, data: st.DataObjec
 def test_truncated_and_extended_files_never_load_differently(tmp_path: Path, end: int, more: bytes) -> None:
     check_never_different(tmp_path, GOOD[:end] + more)
     check_never_different(tmp_path, GOOD + more)
+
+
+def test_special_files_are_never_replaced(tmp_path: Path) -> None:
+    pipe, loop = tmp_path / "pipe", tmp_path / "loop"
+    os.mkfifo(pipe)
+    loop.symlink_to(loop)
+    for path in (pipe, loop):
+        with pytest.raises(ArtifactWriteError, match="no regular file"):
+            artifact.check_destination(path, force=True)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+    assert loop.is_symlink()
