@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -134,7 +135,9 @@ def compare(
         running = [entry for entry in entries if entry.contender is not None]
         if all(entry.row.kind != "engine" for entry in running):
             raise BenchmarkError("no engine runs: " + "; ".join(e.row.failure for e in entries if e.row.kind == "engine"))
+        others = _Others()
         _time(running, inputs, rounds, tell)
+        cores = others.cores()
         rows = tuple(_row(entry, running) for entry in entries)
         for entry in running:
             assert entry.contender is not None
@@ -152,6 +155,7 @@ def compare(
         versions=versions(),
         date=date,
         load=(load, _load()),
+        others=cores,
         firing_rates=judge.firing_rates,
     )
 
@@ -411,6 +415,31 @@ def _row(entry: _Entry, running: Sequence[_Entry]) -> Row:
 
 def _load() -> float:
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+class _Others:
+    """Measures how many cores other processes keep busy, from here on."""
+
+    def __init__(self) -> None:
+        self.start = self._now()
+
+    def cores(self) -> float | None:
+        """The mean since the start; ``None`` where the system does not tell."""
+        then, now = self.start, self._now()
+        if then is None or now is None or now[0] <= then[0]:
+            return None
+        wall, everyone, ours = (b - a for a, b in zip(then, now, strict=True))
+        return max(0.0, everyone - ours) / wall
+
+    def _now(self) -> tuple[float, float, float] | None:
+        """Seconds on the clock, of all processors at work, and of this process."""
+        try:
+            words = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+            user, nice, system, _, _, irq, softirq = (int(word) for word in words[1:8])
+        except (OSError, ValueError):
+            return None
+        ticks = user + nice + system + irq + softirq
+        return time.monotonic(), ticks / os.sysconf("SC_CLK_TCK"), time.process_time()
 
 
 def _peak_rss_mb() -> float:

@@ -108,6 +108,13 @@ def test_the_report_says_where_and_when(report: BenchmarkReport) -> None:
     assert report.date.endswith("+00:00")
     assert len(report.load) == 2
     assert report.peak_rss_mb > 0
+    assert report.others is None or 0 <= report.others < 1000
+
+
+def test_a_busy_machine_is_said(report: BenchmarkReport) -> None:
+    assert "busy with something else" in str(replace(report, others=1.5))
+    assert "busy with something else" not in str(replace(report, others=0.0))
+    assert not replace(report, others=None).busy
 
 
 def test_the_report_prints_and_is_written_as_json(report: BenchmarkReport, tmp_path: Path) -> None:

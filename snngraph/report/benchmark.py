@@ -27,6 +27,8 @@ _FLAGS: Final = (
     *("amx_tile", "amx_int8", "amx_bf16"),
     *("asimd", "asimddp", "sve", "bf16", "i8mm"),
 )
+#: Cores used by others, above which a report says that it is not to be trusted.
+BUSY: Final = 0.2
 _LIBRARIES: Final = ("snngraph", "torch", "openvino", "onnxruntime", "onnx", "onnxscript", "numpy")
 
 
@@ -92,7 +94,8 @@ class BenchmarkReport:
         hardware: see :func:`hardware`.
         versions: of the libraries.
         date: when it began, ISO 8601, UTC.
-        load: the machine's load average over a minute, before and after; above ``threads`` others were using it.
+        load: the machine's load average over a minute, before and after, ourselves included.
+        others: cores that other processes kept busy while it was timed; ``None`` where the system does not tell.
         firing_rates: the rate of each neuron layer on the inputs checked, where an engine was verified.
     """
 
@@ -107,6 +110,7 @@ class BenchmarkReport:
     versions: dict[str, str]
     date: str
     load: tuple[float, float]
+    others: float | None
     firing_rates: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -127,9 +131,8 @@ class BenchmarkReport:
 
     @property
     def busy(self) -> bool:
-        """Whether others used the machine."""
-        before, after = self.load
-        return max(before, after - self.threads) > 0.5 * self.threads
+        """Whether others used the machine while it was timed."""
+        return self.others is not None and self.others > BUSY
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain JSON values; a number that is not finite becomes ``None``."""
@@ -196,10 +199,10 @@ class BenchmarkReport:
         if (best := self.to_beat) is not None and best.ratio is not None:
             yield f"the fastest exact peer is {best.name}: {best.ratio:.2f} times the engine's time"
         yield from (f"{row.name}: {row.settings}" for row in self.rows if row.settings and row.median_ms is not None)
-        found, (before, after) = self.hardware, self.load
+        found = self.hardware
         yield (
             f"{found.get('cpu', '')} ({' '.join(found.get('flags', ()))}), {found.get('usable_cores')} usable cores, "
-            f"load {before:.1f} before, {after:.1f} after; {self.date}"
+            f"others kept {'an unknown number' if self.others is None else f'{self.others:.2f}'} of them busy; {self.date}"
         )
         if self.busy:
             yield "the machine was busy with something else: trust the ratios more than the milliseconds, and neither much"
