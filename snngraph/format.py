@@ -9,8 +9,8 @@ The language is Python's expression syntax. Inputs, an arrow, statements, and wh
 
 A name with a shape, ``w[16, 8]`` or ``"conv.0.weight"[16, 8]``, is a constant tensor; parsed, it is filled with seeded random
 numbers. ``N`` is the batch. An input whose second axis is ``N`` has its time on the first; ``x[N, T=4, 8]`` writes the time
-axis out, and ``x[N, 8], T=4 ->`` gives the number of steps where no input has them. Operators are named as in ``torch.ops.aten``; the short
-forms of :data:`SHORT` and ``+ - * /`` may be used.
+axis out, and ``x[N, 8], T=4 ->`` gives the number of steps where no input has them. Operators are named as in
+``torch.ops.aten``; the short forms of :data:`SHORT` and ``+ - * /`` may be used.
 """
 
 from __future__ import annotations
