@@ -27,7 +27,6 @@ Other tensors have the dtype of ``x``.
 from __future__ import annotations
 
 import contextlib
-import contextvars
 from collections.abc import Iterator
 from typing import Any, NamedTuple, TypeAlias
 
@@ -332,7 +331,7 @@ def _backward_of(reference: Any) -> Any:
 
 # -- the functions people call -------------------------------------------------------------------------------------------------
 
-_plain: contextvars.ContextVar[bool] = contextvars.ContextVar("snngraph_plain_arithmetic", default=False)
+_plain = False  # a plain global: torch.compile traces (and guards) that, a context variable it can not read
 
 
 @contextlib.contextmanager
@@ -340,12 +339,14 @@ def plain_arithmetic() -> Iterator[None]:
     """Within it :func:`lif` and :func:`lif_step` run as ordinary PyTorch operators instead of one ``snn::`` operator.
 
     Other compilers (``torch.compile``, ``torch.onnx.export``) then see, and can fuse, what a hand-written neuron would show them.
+    It holds for the whole process, not for one thread.
     """
-    token = _plain.set(True)
+    global _plain  # noqa: PLW0603
+    before, _plain = _plain, True
     try:
         yield
     finally:
-        _plain.reset(token)
+        _plain = before
 
 
 def scalar(value: float | Tensor) -> Tensor:
@@ -384,7 +385,7 @@ def lif(
         ValueError: an option has no such value, or a parameter does not fit ``x``.
     """
     options = _prepare(options)
-    operator = lif_reference if _plain.get() else torch.ops.snn.lif.default
+    operator = lif_reference if _plain else torch.ops.snn.lif.default
     return NeuronOutput(*operator(x, scalar(v), scalar(decay), scalar(threshold), **options))
 
 
@@ -393,7 +394,7 @@ def lif_step(
 ) -> NeuronOutput:
     """The canonical neuron for one step: ``x`` ``[N, ...]``; otherwise as :func:`lif`, without ``with_h``."""
     options = _prepare(options)
-    operator = lif_step_reference if _plain.get() else torch.ops.snn.lif_step.default
+    operator = lif_step_reference if _plain else torch.ops.snn.lif_step.default
     return NeuronOutput(*operator(x, scalar(v), scalar(decay), scalar(threshold), **options))
 
 
