@@ -23,6 +23,13 @@ about once in a hundred times, and the second, asked of 50 layers, about as ofte
 float32's over all layers (weighted by neuron-steps) and :data:`LAYER_ERROR_RATIO` times in any one, or one unit in the last
 place of float32 at the layer's mean ``|h64|``, whichever is more: a layer fed with small integers has no error in float32. What
 follows the last neurons answers by the outputs that follow from float64's spikes. NaN anywhere is a failure.
+
+**The model.** All of that compares the engine with the graph, and says nothing of the graph. Given the model itself, it also runs
+as its user runs it, in float32 and reset before every chunk, and its outputs are compared with the graph's in float32. Most often
+they are the same bits; where they are not, a flip may change what follows, as it may between float32 and float64. So an input is
+off if any of its outputs differs by more than :data:`MODEL_TOLERANCE` of the largest, and as many inputs may be off as are for
+float32 against float64, within chance (``f + 3 sqrt(f + 1)``), but never more than half. An error of the capture is no matter of
+single spikes, so that it puts most inputs off.
 """
 
 from __future__ import annotations
@@ -45,6 +52,7 @@ from snngraph.report.verification import LayerReport, Report, layer_mean
 from snngraph.runtime.backend import Backend, BackendOptions
 from snngraph.runtime.backends import backend_class
 from snngraph.runtime.engine import Engine
+from snngraph.runtime.outputs import Rows, find_rows
 from snngraph.types import NeuronLayer, TensorSpec
 
 if TYPE_CHECKING:
@@ -60,6 +68,8 @@ SPIKE_TOLERANCE: Final = 1e-3
 ERROR_RATIO: Final = 1.25
 LAYER_ERROR_RATIO: Final = 2.0
 OUTPUT_ERROR_RATIO: Final = 4.0
+OUTPUT_TOLERANCE: Final = 1e-4
+MODEL_TOLERANCE: Final = 1e-3
 FLIP_SIGMAS: Final = 3.0
 LAYER_FLIP_SIGMAS: Final = 6.0
 ULP: Final = 2.0**-23
@@ -80,7 +90,8 @@ def verify_engine(
 
     Args:
         model_or_graph: the graph the engine was built from, before or after its passes, or the model itself, which is then traced
-            on the first inputs (trace it yourself where ``trace`` needs more than that).
+            on the first inputs (trace it yourself where ``trace`` needs more than that) and run too, so that an error of the
+            capture is found as well.
         engine: the engine.
         inputs: an array or tensor in the model's layout with any number of samples along its batch axis; a tuple of them for
             several inputs; or an iterable of such batches. They run in chunks of the engine's batch size; the last one is filled
@@ -99,9 +110,10 @@ def verify_engine(
         first = next(chunks)
     except StopIteration:
         raise VerificationError("there are no inputs to verify on") from None
+    model = None if isinstance(model_or_graph, SpikingGraph) else model_or_graph
     graph = model_or_graph if isinstance(model_or_graph, SpikingGraph) else _trace(model_or_graph, first)
     _check_belong(graph, engine)
-    with _Comparison(graph, engine) as comparison, _strict_float32():
+    with _Comparison(graph, engine, model) as comparison, _strict_float32():
         chunk: _Chunk | None = first
         while chunk is not None:
             comparison.add(chunk)
@@ -446,6 +458,7 @@ class _Tally:
 class _Outputs:
     """Differences of outputs to float64's, summed over chunks."""
 
+    tolerance: float = OUTPUT_TOLERANCE
     largest: float = 0.0
     total: float = 0.0
     count: int = 0
@@ -460,9 +473,9 @@ class _Outputs:
             self.largest = float(torch.maximum(torch.tensor(self.largest), error.max()))  # keeps NaN
             self.total += float(error.sum())
             self.count += error.numel()
-            if dim is not None:
-                far = ~(error <= 1e-4 * wanted.abs().max()).movedim(dim, 0).flatten(1).all(1)
-                off = far if off is None else off | far
+            near = error <= self.tolerance * wanted.abs().max()
+            far = ~(near.all()[None] if dim is None else near.movedim(dim, 0).flatten(1).all(1))
+            off = far if off is None else off | far
         self.inputs_off += 0 if off is None else int(off.sum())
 
     @property
@@ -473,8 +486,8 @@ class _Outputs:
 class _Comparison:
     """Engine, float32 and float64 side by side, chunk by chunk; nothing of a chunk is kept but sums."""
 
-    def __init__(self, graph: SpikingGraph, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, graph: SpikingGraph, engine: Engine, model: torch.nn.Module | None = None) -> None:
+        self.engine, self.model = engine, model
         self.exact, self.float32 = graph.to(torch.float64), graph.to(torch.float32)
         by_name = {layer.name: layer for layer in engine.layers}
         self.layers = [by_name[info.name] for info in graph.neurons]
@@ -483,6 +496,9 @@ class _Comparison:
         self.predictions_agreeing = 0
         self.run, self.free, self.free_float32 = _Outputs(), _Outputs(), _Outputs()
         self.forced, self.forced_float32, self.forced_channels_last = _Outputs(), _Outputs(), _Outputs()
+        self.of_model = _Outputs(MODEL_TOLERANCE)  # of the model's outputs, to the graph's in float32
+        self.model_shapes = ""
+        self.rows: list[Rows] = []
         self.size = _Outputs()  # of float64's outputs themselves: their difference to zero
         self.tapping_changes, self.tapping_error = 0, 0.0
         self.nan_reference = False
@@ -506,9 +522,12 @@ class _Comparison:
     def add(self, chunk: _Chunk) -> None:
         arrays, n = chunk.arrays, chunk.count
         results = self.engine.run(*arrays)  # checks the inputs, so it comes first
-        run = self._kept(results if isinstance(results, tuple) else (results,), n)
         recorder = _Recorder(self.exact)
-        reference = self._kept(recorder(arrays), n)
+        outputs = recorder(arrays)
+        if not self.rows:
+            self.rows = self._find_rows(arrays, outputs)
+        run = self._kept(results if isinstance(results, tuple) else (results,), n)
+        reference = self._kept(outputs, n)
         whole = {layer.name: recorder.pop(layer.name) for layer in self.layers}
         spikes = {name: trace.s for name, trace in whole.items()}
         exact = {name: _first(trace, n) for name, trace in whole.items()}
@@ -520,17 +539,54 @@ class _Comparison:
         self._float32(arrays, n, spikes, exact, reference)
         self._forced_engine(arrays, n, spikes, exact, reference)
         self._free_engine(arrays, n, exact, reference, run)
-        self.predictions_agreeing += _equal_predictions(run[0], reference[0], self.exact.outputs[0], n)
+        self.predictions_agreeing += _equal_predictions(run[0], reference[0], self._outputs[0], n)
         self.inputs += n
+
+    def _find_rows(self, arrays: Sequence[Array], outputs: Sequence[Tensor]) -> list[Rows]:
+        def run(given: list[Array]) -> list[Array]:
+            return [y.numpy() for y in _Recorder(self.exact)(given)]
+
+        results = [y.numpy() for y in outputs]
+        return find_rows(run, self.engine.inputs, arrays, self.exact.outputs, results, self.exact.time.steps)
+
+    @property
+    def _outputs(self) -> list[TensorSpec]:
+        """The graph's outputs, the samples on an axis of their own."""
+        steps = self.exact.time.steps
+        return [rows.spec(spec, steps) for rows, spec in zip(self.rows, self.exact.outputs, strict=True)]
 
     @property
     def _dims(self) -> list[int | None]:
-        return [spec.batch_dim for spec in self.exact.outputs]
+        return [spec.batch_dim for spec in self._outputs]
 
     def _kept(self, outputs: Sequence[Any], n: int) -> list[Tensor]:
         """The graph's outputs in float64, without those that follow, and without the samples that only filled up the chunk."""
-        tensors = [torch.from_numpy(y) if isinstance(y, np.ndarray) else y for y in outputs[: len(self._dims)]]
-        return [(y if dim is None else y.narrow(dim, 0, n)).double() for y, dim in zip(tensors, self._dims, strict=True)]
+        kept = []
+        for y, rows, spec, dim in zip(outputs, self.rows, self.exact.outputs, self._dims, strict=False):
+            tensor = torch.from_numpy(y) if isinstance(y, np.ndarray) else y
+            if spec.batch_dim is not None and dim is not None:
+                tensor = rows.split(tensor, spec.batch_dim).narrow(dim, 0, n)
+            kept.append(tensor.double())
+        return kept
+
+    def _compare_model(self, arrays: Sequence[Array], n: int, graph_outputs: Sequence[Tensor]) -> None:
+        """The model as its user runs it, against the graph's outputs in float32."""
+        if self.model is None:
+            return
+        from snngraph.frontends import adapters
+        from snngraph.frontends.capture import outputs_of
+
+        try:
+            with adapters.fresh_state(self.model), torch.no_grad():
+                found = outputs_of(self.model(*(torch.from_numpy(a.copy()) for a in arrays)))
+        except Exception as error:
+            shapes = ", ".join(str(list(a.shape)) for a in arrays)
+            raise VerificationError(f"the model itself fails on inputs of shape {shapes}: {error}") from error
+        theirs, ours = ([list(y.shape) for y in ys] for ys in (found, graph_outputs))
+        if theirs != ours:
+            self.model_shapes = f"it gives outputs of shape {theirs}, the graph {ours}"
+            return
+        self.of_model.add(self._kept(found, n), self._kept(graph_outputs, n), self._dims)
 
     def _float32(
         self, arrays: Sequence[Array], n: int, spikes: dict[str, Tensor], exact: dict[str, _Trace], reference: Sequence[Tensor]
@@ -544,7 +600,9 @@ class _Comparison:
             for name, tally in self.tallies.items():
                 (tally.channels_last if k else tally.float32).add(_first(recorder.pop(name), n), exact[name])
         free = _Recorder(self.float32)
-        self.free_float32.add(self._kept(free(arrays), n), reference, self._dims)
+        outputs_float32 = free(arrays)
+        self.free_float32.add(self._kept(outputs_float32, n), reference, self._dims)
+        self._compare_model(arrays, n, outputs_float32)
         for name, tally in self.tallies.items():
             tally.free_flips_float32 += int(_flipped(_first(free.pop(name), n).s, exact[name].s).sum())
 
@@ -657,6 +715,7 @@ class _Comparison:
                 f"(at most {limit:.3g}); most of it in layer {worst.name!r}"
             )
         yield from self._output_problems(report)
+        yield from self._capture_problems()
 
     def _output_problems(self, report: Report) -> Iterator[str]:
         if self.nan_reference or math.isnan(self.run.largest) or math.isnan(self.forced.mean):
@@ -675,7 +734,26 @@ class _Comparison:
                 "are looked at: the engine library computes something else when they are not"
             )
 
+    @property
+    def _model_inputs_allowed(self) -> float:
+        return min(_flips_allowed(self.free_float32.inputs_off, FLIP_SIGMAS), self.inputs / 2)
+
+    def _capture_problems(self) -> Iterator[str]:
+        title = "the captured graph is not the model"
+        if self.model_shapes:
+            yield f"{title}: {self.model_shapes}"
+        elif self.of_model.inputs_off > self._model_inputs_allowed:
+            yield (
+                f"{title}: run as it is, its outputs are others for {self.of_model.inputs_off} of {self.inputs} inputs, by up to "
+                f"{self.of_model.largest:.3g} (for at most {self._model_inputs_allowed:.0f} it is chance)"
+            )
+
     def _notes(self, report: Report) -> Iterator[str]:
+        if 0 < self.of_model.inputs_off <= self._model_inputs_allowed:
+            yield (
+                f"the model's own outputs differ from the captured graph's for {self.of_model.inputs_off} of {self.inputs} "
+                "inputs, which rounding may do"
+            )
         if report.inputs < ENOUGH_INPUTS:
             yield f"the verdict is weak: {report.inputs} inputs, at least {ENOUGH_INPUTS} are needed"
         if report.precision not in ("fp32", "exact"):

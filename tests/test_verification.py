@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,15 @@ from torch import Tensor, nn
 
 from snngraph import ops, verification
 from snngraph.api import build, optimize
-from snngraph.errors import InputCountError, InputRankError, InputShapeError, InputTypeError, VerificationError
+from snngraph.errors import (
+    ArtifactWriteError,
+    InputCountError,
+    InputRankError,
+    InputShapeError,
+    InputTypeError,
+    VerificationError,
+    WarmStateWarning,
+)
 from snngraph.graph import SpikingGraph
 from snngraph.runtime.engine import Engine
 from snngraph.testing import parse, run_with_spikes
@@ -440,6 +449,81 @@ def test_a_model_is_traced() -> None:
     assert repr(wrong.layers[0].name) in wrong.problems[0]
 
 
+def test_a_graph_that_is_not_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    from snngraph.api import convert
+    from snngraph.frontends.capture import trace
+
+    model, x = Net().eval(), frames(4, 33, 2, 5, 5)
+    example = torch.from_numpy(x[:, :4])
+    engine, graph = convert(model, example, target="onnxruntime", threads=1), trace(model, example)
+    monkeypatch.setattr(verification, "_trace", lambda *_: graph)  # as an error of the capture would have it
+    assert verify_engine(model, engine, x).ok
+    with torch.no_grad():
+        model.head.weight.mul_(1.01)
+    assert verify_engine(graph, engine, x).ok
+    report = verify_engine(model, engine, x)
+    assert [text.partition(":")[0] for text in report.problems] == ["the captured graph is not the model"]
+    assert "for 33 of 33 inputs" in report.problems[0]
+    model.head = nn.Linear(6, 2)
+    assert "outputs of shape [[4, 2]], the graph [[4, 3]]" in verify_engine(model, engine, x).problems[0]
+    model.head = nn.Linear(5, 3)
+    with pytest.raises(VerificationError, match=r"the model itself fails on inputs of shape \[4, 4, 2, 5, 5\]"):
+        verify_engine(model, engine, x)
+
+
+def test_a_model_that_was_stepped_is_verified_from_the_reset_state() -> None:
+    from snngraph.api import convert
+    from snngraph.neurons import LIF
+
+    class Stepping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.lif = nn.Linear(6, 5), LIF(threshold=0.3, step_mode="s")
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([self.lif(self.layer(step)) for step in x]).mean(0)
+
+    model, x = Stepping().eval(), frames(4, 33, 6)
+    engine = convert(model, torch.from_numpy(x[:, :4]), target="onnxruntime", threads=1)
+    with torch.no_grad():
+        model(torch.from_numpy(x[:, :3]))
+    before = model.lif.v
+    with pytest.warns(WarmStateWarning):
+        report = verify_engine(model, engine, x)
+    assert report.ok, str(report)
+    assert model.lif.v is before
+
+
+@pytest.mark.parametrize("order", ["time first", "batch first"])
+def test_samples_whose_rows_are_merged_with_time(order: str) -> None:
+    """One row of one sample is wrong: found if that sample counts, ignored if it only fills the last chunk up."""
+    text = "x[5, N, 6] ->\ns = lif(linear(x, w[3, 6]), decay=0.5, threshold=0.5, v_reset=0.0).s\n"
+    last = "s" if order == "time first" else "transpose.int(s, 0, 1)"
+    graph = normal(parse(f"{text}return reshape(linear({last}, u[4, 3]), [-1, 4])", batch=4), 2.0)
+    engine = compiled(graph, "onnxruntime", 4)
+    assert engine.outputs[0].shape == (20, 4)
+
+    def wrong_at(step: int, sample: int) -> Callable[[ModelProto], None]:
+        def change(model: ModelProto) -> None:
+            error = np.zeros((20, 4), np.float32)
+            error[step * 4 + sample if order == "time first" else sample * 5 + step] = 10
+            name = model.graph.output[0].name
+            for node in model.graph.node:
+                node.output[:] = ["right" if output == name else output for output in node.output]
+            model.graph.node.append(helper.make_node("Add", ["right", "error"], [name]))
+            model.graph.initializer.append(numpy_helper.from_array(error, "error"))
+
+        return change
+
+    x = frames(5, 3, 6)
+    assert verify_engine(graph, engine, x).predictions_agreeing == 3
+    assert verify_engine(graph, broken(engine, wrong_at(4, 3)), x).output_error_engine < 1e-3
+    report = verify_engine(graph, broken(engine, wrong_at(4, 1)), x)
+    assert report.output_error_engine == pytest.approx(10, abs=1e-3)
+    assert not report.ok
+
+
 # -- what does not fit ---------------------------------------------------------------------------------------------------------
 
 
@@ -503,6 +587,12 @@ def test_a_report_is_saved(report: Report, tmp_path: Path) -> None:
     assert "layer &#x27;first&#x27;" in page
     assert str(report.layers[0].free_flips_engine) in page
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
+    before = os.umask(0o027)
+    try:
+        report.save(tmp_path / "report.json")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "report.json").stat().st_mode & 0o777 == 0o640
     with pytest.raises(VerificationError, match=r"\.json or \.html"):
         report.save(tmp_path / "report.txt")
 
@@ -510,8 +600,10 @@ def test_a_report_is_saved(report: Report, tmp_path: Path) -> None:
 def test_a_failed_save_leaves_what_was_there(report: Report, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "report.json").write_text("old")
     monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(ArtifactWriteError, match="disk full"):
         report.save(tmp_path / "report.json")
+    with pytest.raises(ArtifactWriteError, match="does not exist"):
+        report.save(tmp_path / "missing" / "report.json")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["old"]
 
 

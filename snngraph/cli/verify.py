@@ -54,7 +54,6 @@ def verify(
 
     import snngraph
     from snngraph.cli.models import named_model
-    from snngraph.errors import ArtifactWriteError
 
     with out.stage("load the engine"):
         network = snngraph.load(engine, threads=threads, target=target)
@@ -66,10 +65,7 @@ def verify(
         with out.progress("verify") as advance:
             report = snngraph.verify(graph, network, tuple(arrays), progress=advance)
     if save is not None:
-        try:
-            report.save(save)
-        except OSError as error:
-            raise ArtifactWriteError(f"could not write {str(save)!r}: {error.strerror or error}") from error
+        report.save(save)
     out.print(report)
     if save is not None:
         out.print(f"written: {save}")

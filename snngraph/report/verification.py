@@ -7,13 +7,13 @@ import io
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from snngraph.errors import VerificationError
+from snngraph.runtime import artifact
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -141,11 +141,13 @@ class Report:
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the report, whole or not at all: ``.json`` (:meth:`to_dict`) or ``.html`` (one file that needs no other).
+        """Writes the report, whole or not at all; what stood there is replaced.
+
+        ``.json`` holds :meth:`to_dict`; ``.html`` is one page that needs no other file.
 
         Raises:
             VerificationError: the name ends in something else.
-            OSError: the file can not be written.
+            ArtifactWriteError: the file can not be written.
         """
         target = Path(path)
         if target.suffix == ".json":
@@ -154,7 +156,7 @@ class Report:
             text = _html(self)
         else:
             raise VerificationError(f"{target.name!r}: a report is saved as .json or .html; give the file one of these endings")
-        _write(target, text)
+        artifact.write_bytes(target, text.encode(), force=True)
 
     def __rich__(self) -> RenderableType:
         return _table(self)
@@ -283,17 +285,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            Path(file.name).chmod(0o644)
-            Path(file.name).replace(path)
-        except BaseException:
-            Path(file.name).unlink(missing_ok=True)
-            raise
