@@ -163,6 +163,10 @@ class EngineModeError(SnnGraphError):
     """The engine was built for another mode of use (for example ``stream`` on a sequence engine)."""
 
 
+class OutputRowsError(SnnGraphError):
+    """The rows of an output can not be told apart by sample."""
+
+
 # -- input at run time ---------------------------------------------------------------------------------------------------------
 
 

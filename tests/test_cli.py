@@ -271,6 +271,41 @@ def test_run_gives_what_the_engine_gives_batch_by_batch(made: Path, tmp_path: Pa
     assert found["milliseconds"]["total"] >= found["milliseconds"]["median_batch"] > 0
 
 
+def test_run_joins_the_samples_of_what_is_merged_with_time(made: Path, tmp_path: Path) -> None:
+    """Spikes ``[T*N, ...]``, and a model's own rows, time or batch first: as if all samples had been one batch."""
+    import torch
+    from torch import nn
+
+    from snngraph.neurons import LIF
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.layer, self.lif = nn.Linear(8, 6), LIF(threshold=0.2)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            s = self.lif(self.layer(x))
+            return s.flatten(0, 1), s.transpose(0, 1).flatten(0, 1), s.mean(0)
+
+    x = np.load(made / "x.npy").astype(np.float32)
+    example = torch.from_numpy(x[:, :4])
+    engine = snngraph.convert(Flat().eval(), example, target="onnxruntime", path=tmp_path / "fixed.snn", taps=True)
+    engine.close()
+    with snngraph.convert(Flat().eval(), example, target="onnxruntime", batch_size="dynamic", taps=True) as dynamic:
+        expected = dynamic.run(x)
+        names = [spec.name for spec in dynamic.outputs]
+        dynamic.save(tmp_path / "dynamic.snn")
+    for name in ("fixed", "dynamic"):
+        found = document("run", tmp_path / f"{name}.snn", "--input", made / "x.npy", "-o", tmp_path / f"{name}.npz")
+        assert found["samples"] == 33
+        assert len(found["predictions"]) == 33
+        with np.load(tmp_path / f"{name}.npz") as archive:
+            for title, wanted in zip(names, expected, strict=True):
+                assert wanted.any()
+                np.testing.assert_array_equal(archive[title], wanted, err_msg=f"{name}: {title}")
+
+
 def test_run_on_another_target_writes_npz(made: Path, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     np.savez(tmp_path / "x.npz", x=np.load(made / "x.npy"))

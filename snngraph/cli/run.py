@@ -58,11 +58,10 @@ def run(
             raise InputError(f"the engine has {len(network.outputs)} outputs: write them to a .npz file, not to {output.name!r}")
         types = [spec.dtype for spec in network.inputs]
         arrays = [read_array(path, out, dtype) for path, dtype in zip(input, types + ["float32"] * len(input), strict=False)]
-        outputs, times, samples = _run(out, network, arrays)
+        outputs, predictions, times, samples = _run(out, network, arrays)
         named = {spec.name: value for spec, value in zip(network.outputs, outputs, strict=True)}
         if output is not None:
             write_arrays(output, named, force)
-        predictions = _predictions(outputs[0], network.outputs[0])
         milliseconds = {"total": sum(times), "median_batch": statistics.median(times), "slowest_batch": max(times)}
         _show(out, network, samples, predictions, milliseconds, output)
         out.result(
@@ -80,20 +79,24 @@ def run(
     return 0
 
 
-def _run(out: Output, network: Engine, arrays: list[Array]) -> tuple[list[Array], list[float], int]:
-    """All outputs, the milliseconds of every batch, and the number of samples."""
+def _run(out: Output, network: Engine, arrays: list[Array]) -> tuple[list[Array], list[int] | None, list[float], int]:
+    """All outputs, the predictions, the milliseconds of every batch, and the number of samples."""
     import numpy as np
 
     from snngraph.errors import InputBatchError
+    from snngraph.runtime.outputs import Rows, find_rows
+
+    def infer(batch: list[Array]) -> list[Array]:
+        result = network.run(*batch)
+        return list(result) if isinstance(result, tuple) else [result]
 
     specs = network.inputs
     fits = len(arrays) == len(specs) and all(a.ndim == len(s.shape) for a, s in zip(arrays, specs, strict=True))
     dims = [spec.batch_dim for spec in specs]
     if not fits or None in dims or any(spec.batch_dim is None for spec in network.outputs):
         start = time.perf_counter()
-        result = network.run(*arrays)  # it says what does not fit
-        found = list(result) if isinstance(result, tuple) else [result]
-        return found, [1e3 * (time.perf_counter() - start)], 1
+        found = infer(arrays)  # it says what does not fit
+        return found, _predictions(found[0], network.outputs[0]), [1e3 * (time.perf_counter() - start)], 1
     counts = sorted({a.shape[d or 0] for a, d in zip(arrays, dims, strict=True)})
     if len(counts) > 1 or not counts[0]:
         raise InputBatchError(
@@ -102,6 +105,8 @@ def _run(out: Output, network: Engine, arrays: list[Array]) -> tuple[list[Array]
     samples, fixed = counts[0], specs[0].shape[dims[0] or 0]
     size = fixed or _BATCH
     parts: list[list[Array]] = [[] for _ in network.outputs]
+    rows: list[Rows] = []
+    split: list[TensorSpec] = []
     times = []
     with out.progress("run") as advance:
         for first in range(0, samples, size):
@@ -110,13 +115,18 @@ def _run(out: Output, network: Engine, arrays: list[Array]) -> tuple[list[Array]
             index = first + np.arange(fixed or count) % count
             batch = [a.take(index, d) for a, d in zip(arrays, dims, strict=True)]
             start = time.perf_counter()
-            result = network.run(*batch)
+            results = infer(batch)
             times.append(1e3 * (time.perf_counter() - start))
-            for part, value, spec in zip(parts, result if isinstance(result, tuple) else (result,), network.outputs, strict=True):
-                part.append(value.take(np.arange(count), spec.batch_dim))
+            if not rows:
+                spikes = [layer.spikes for layer in network.layers]
+                rows = find_rows(infer, specs, batch, network.outputs, results, network.time_steps, time_first=spikes)
+                split = [order.spec(spec, network.time_steps) for order, spec in zip(rows, network.outputs, strict=True)]
+            for k, (value, spec) in enumerate(zip(results, network.outputs, strict=True)):
+                parts[k].append(rows[k].split(value, spec.batch_dim or 0).take(np.arange(count), split[k].batch_dim))
             advance(first + count, samples)
-    joined = [np.concatenate(part, spec.batch_dim or 0) for part, spec in zip(parts, network.outputs, strict=True)]
-    return joined, times, samples
+    joined = [np.concatenate(part, spec.batch_dim or 0) for part, spec in zip(parts, split, strict=True)]
+    merged = [order.merge(y, spec.batch_dim or 0) for order, y, spec in zip(rows, joined, network.outputs, strict=True)]
+    return merged, _predictions(joined[0], split[0]), times, samples
 
 
 def _predictions(output: Array, spec: TensorSpec) -> list[int] | None:
