@@ -113,7 +113,7 @@ def verify_engine(
     model = None if isinstance(model_or_graph, SpikingGraph) else model_or_graph
     graph = model_or_graph if isinstance(model_or_graph, SpikingGraph) else _trace(model_or_graph, first)
     _check_belong(graph, engine)
-    with _Comparison(graph, engine, model) as comparison, _strict_float32():
+    with _Comparison(graph, engine, model) as comparison, _float32_as_yardstick(engine):
         chunk: _Chunk | None = first
         while chunk is not None:
             comparison.add(chunk)
@@ -165,14 +165,19 @@ def _listed(layers: dict[str, int]) -> str:
 
 
 @contextlib.contextmanager
-def _strict_float32() -> Iterator[None]:
-    """PyTorch's float32 is the yardstick: not the bfloat16 or TF32 that a user may have allowed for speed."""
-    before = torch.get_float32_matmul_precision()
+def _float32_as_yardstick(engine: Engine) -> Iterator[None]:
+    """PyTorch's float32, on as many threads as the engine, for sums are split among threads and rounded so.
+
+    Not the bfloat16 or TF32 that a user may have allowed for speed.
+    """
+    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
     torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(int(engine.properties().get("threads") or threads))
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
 
 
 # -- inputs --------------------------------------------------------------------------------------------------------------------

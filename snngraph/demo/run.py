@@ -36,7 +36,6 @@ from snngraph.demo.training import (
 from snngraph.errors import ArtifactWriteError, SnnGraphError
 from snngraph.models.calibration import firing_rates
 from snngraph.models.layers import EventClassifier
-from snngraph.peers import torch_threads
 from snngraph.report.verification import Report
 from snngraph.runtime import artifact
 from snngraph.runtime.engine import Engine
@@ -200,8 +199,7 @@ def run_demo(
         with tell.step("verify", "Comparing every spike with the net in float64"):
             shown = digits.test_x[:, : QUICK_VERIFIED if quick else VERIFIED]
             graph = snngraph.trace(model, example)
-            threads = int(engine.properties()["threads"])  # float32 is measured with as many: its rounding depends on it
-            with tell.bar("digits verified") as advance, torch_threads(threads):
+            with tell.bar("digits verified") as advance:
                 report = snngraph.verify(graph, engine, shown, progress=advance)
             tell.show(report)
             report.save(paths["report.json"])
