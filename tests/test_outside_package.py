@@ -103,6 +103,7 @@ from snngraph_example.neuron import build
 def factors(graph):
     return [node.args[1] for node in graph.nodes if "mul" in str(node.target)]
 
+torch.manual_seed(0)
 x = (torch.rand(4, 2, 6) < 0.4).float()
 model = build()
 graph = snngraph.trace(model, x, time_dim=0)
