@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import torch
 from torch import fx
 
 from snngraph.analysis.batch import batch_dims
 from snngraph.errors import PassError, SnnGraphError
-from snngraph.graph import SpikingGraph, module_path, source_line
+from snngraph.graph import RESHAPE, SpikingGraph, module_path, source_line
 from snngraph.types import Exactness
 
-__all__ = ["Note", "Pass", "PassResult", "Pipeline", "Rewriter", "note_at"]
+__all__ = ["Note", "Pass", "PassResult", "Pipeline", "Rewriter", "note_at", "repeat_over_time"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +183,12 @@ class Rewriter:
         """The pass's result; dead nodes and tensors are removed."""
         changed = any(n.kind == "rewrite" for n in self.notes)
         return PassResult(self.graph.finish() if changed else self.graph, changed, tuple(self.notes))
+
+
+def repeat_over_time(graph: fx.Graph, value: fx.Node, steps: int, shape: Sequence[int]) -> fx.Node:
+    """``value``, ``[N, *shape]``, at every one of T steps: ``[T, N, *shape]``, at the graph's insertion point."""
+    one = graph.call_function(RESHAPE, (value, [1, -1, *shape]))
+    return graph.call_function(torch.ops.aten.expand.default, (one, [steps, -1, *shape]))
 
 
 def note_at(kind: Literal["rewrite", "refused"], node: object, text: str) -> Note:

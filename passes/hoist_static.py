@@ -17,7 +17,7 @@ from torch import fx
 
 from snngraph.analysis.batch import acts_per_sample, batch_dims
 from snngraph.graph import RESHAPE, SpikingGraph, is_op, operand, origin_of, shape_of
-from snngraph.passes.base import Pass, PassResult, Rewriter
+from snngraph.passes.base import Pass, PassResult, Rewriter, repeat_over_time
 from snngraph.types import Exactness
 
 __all__ = ["HoistStatic"]
@@ -82,8 +82,6 @@ def _repeat_where_needed(edit: Rewriter, once: dict[fx.Node, fx.Node]) -> None:
             continue
         shape = shape_of(node)[1:]
         with graph.graph.inserting_before(node):
-            one = graph.graph.call_function(RESHAPE, (value, [1, -1, *shape]))
-            repeated = graph.graph.call_function(aten.expand.default, (one, [steps, -1, *shape]))
-            merged = graph.graph.call_function(RESHAPE, (repeated, [-1, *shape]))
+            merged = graph.graph.call_function(RESHAPE, (repeat_over_time(graph.graph, value, steps, shape), [-1, *shape]))
         for user in users:
             user.replace_input_with(node, merged)

@@ -39,7 +39,7 @@ from snngraph.graph import (
     previous_step,
     shape_of,
 )
-from snngraph.passes.base import Pass, PassResult, Rewriter
+from snngraph.passes.base import Pass, PassResult, Rewriter, repeat_over_time
 from snngraph.types import Exactness
 
 __all__ = ["MergeTime"]
@@ -220,8 +220,7 @@ class _Merger:
     def _spread(self, node: fx.Node) -> fx.Node:
         """A value without time, ``[N, ...]``, for all steps: ``[T*N, ...]``."""
         shape = shape_of(node)
-        one = self._call(RESHAPE, node, [1, -1, *shape[1:]])
-        return self._call(RESHAPE, self._call(aten.expand.default, one, [self.steps, -1, *shape[1:]]), [-1, *shape[1:]])
+        return self._call(RESHAPE, repeat_over_time(self.fx, node, self.steps, shape[1:]), [-1, *shape[1:]])
 
     def _merge_neuron(self, members: list[fx.Node]) -> fx.Node | None:
         first, found = members[0], [arguments(m) for m in members]
@@ -262,8 +261,7 @@ class _Merger:
                 return values[0]
             if self.batch_dims.get(values[0]) != 0:
                 return None
-            one = self._call(RESHAPE, values[0], [1, -1, *shape[1:]])
-            return self._call(aten.expand.default, one, [self.steps, -1, *shape[1:]])
+            return repeat_over_time(self.fx, values[0], self.steps, shape[1:])
         if len(keys) != 1 or None in keys or next(iter(keys)) not in self.merged:
             return None
         value = self.merged[next(iter(keys))]

@@ -37,10 +37,11 @@ from snngraph.errors import SnnGraphError
 from snngraph.frontends import adapters
 from snngraph.frontends.capture import outputs_of, trace
 from snngraph.graph import SpikingGraph
-from snngraph.peers import PEERS, Contender, Inputs, PlainModel, build_peer, engine_contender, first_line, quiet, torch_threads
+from snngraph.peers import PEERS, Contender, Inputs, PlainModel, build_peer, engine_contender, first_line, quiet
 from snngraph.report.benchmark import BenchmarkReport, Row, hardware, versions
 from snngraph.runtime.backend import usable_cores
 from snngraph.runtime.engine import Engine
+from snngraph.threads import torch_threads
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["PEERS", "Contender", "PlainModel", "build_peer", "engine_contender", "first_line", "quiet", "torch_threads"]
+__all__ = ["PEERS", "Contender", "PlainModel", "build_peer", "engine_contender", "first_line", "quiet"]
 
 PYTORCH: Final = "PyTorch"
 TORCH_COMPILE: Final = "torch.compile"
@@ -122,17 +122,6 @@ def quiet() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-@contextlib.contextmanager
-def torch_threads(threads: int) -> Iterator[None]:
-    """PyTorch's number of threads; its rounding depends on it too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def engine_contender(name: str, engine: Engine) -> Contender:

@@ -53,6 +53,7 @@ from snngraph.runtime.backend import Backend, BackendOptions
 from snngraph.runtime.backends import backend_class
 from snngraph.runtime.engine import Engine
 from snngraph.runtime.outputs import Rows, find_rows
+from snngraph.threads import torch_threads
 from snngraph.types import NeuronLayer, TensorSpec
 
 if TYPE_CHECKING:
@@ -170,14 +171,13 @@ def _float32_as_yardstick(engine: Engine) -> Iterator[None]:
 
     Not the bfloat16 or TF32 that a user may have allowed for speed.
     """
-    precision, threads = torch.get_float32_matmul_precision(), torch.get_num_threads()
+    precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
-    torch.set_num_threads(int(engine.properties().get("threads") or threads))
     try:
-        yield
+        with torch_threads(int(engine.properties().get("threads") or torch.get_num_threads())):
+            yield
     finally:
         torch.set_float32_matmul_precision(precision)
-        torch.set_num_threads(threads)
 
 
 # -- inputs --------------------------------------------------------------------------------------------------------------------

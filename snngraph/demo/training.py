@@ -29,6 +29,7 @@ from snngraph.demo.data import Digits, load_digits
 from snngraph.demo.model import SIZE, T, build
 from snngraph.models.calibration import calibrate, firing_rates
 from snngraph.models.layers import EventClassifier
+from snngraph.threads import torch_threads
 
 __all__ = [
     "CHECKPOINT",
@@ -149,14 +150,9 @@ def train(
 @contextmanager
 def _training(recipe: Recipe) -> Iterator[None]:
     """Sets threads and seed, and puts the caller's back; neurons run as plain operators, the faster way to train."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.threads)
-    try:
-        with torch.random.fork_rng(devices=[]), ops.plain_arithmetic():
-            torch.manual_seed(recipe.seed)
-            yield
-    finally:
-        torch.set_num_threads(threads)
+    with torch_threads(recipe.threads), torch.random.fork_rng(devices=[]), ops.plain_arithmetic():
+        torch.manual_seed(recipe.seed)
+        yield
 
 
 def _shifted(x: Tensor, most: int, draw: torch.Generator) -> Tensor:

@@ -30,7 +30,7 @@ from snngraph.errors import (
     WarmStateWarning,
 )
 from snngraph.frontends import adapters
-from snngraph.frontends.export import exported_graph
+from snngraph.frontends.export import equal_tensors, exported_graph
 from snngraph.frontends.time_axis import Axes, infer_axes
 from snngraph.graph import SpikingGraph
 
@@ -257,9 +257,9 @@ def _compare_on(what: str, graph: SpikingGraph, runner: _Runner, inputs: Sequenc
     except Exception as error:
         raise CaptureMismatchError(f"on {what}, the captured graph does not run: {error}") from error
     for k, (a, b) in enumerate(zip(expected, found, strict=True)):
-        if _same(a, b):
+        if equal_tensors(a, b):
             continue
-        if not all(_same(x, y) for x, y in zip(expected, runner(inputs), strict=True)):
+        if not all(equal_tensors(x, y) for x, y in zip(expected, runner(inputs), strict=True)):
             raise CaptureMismatchError(
                 f"two runs of the model on {what} differ: it draws random numbers in forward, changes its own parameters, or "
                 "keeps state from call to call; reset foreign state with trace(..., reset=callable)"
@@ -288,10 +288,6 @@ def _compare_float64(before: SpikingGraph, after: SpikingGraph, inputs: Sequence
         )
         if not close or a.dtype != b.dtype:
             raise CaptureMismatchError(f"after time was merged, output {k} differs by {_difference(a, b)} in float64; {passes}")
-
-
-def _same(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | (a.isnan() & b.isnan())).all())
 
 
 def _difference(a: Tensor, b: Tensor) -> str:

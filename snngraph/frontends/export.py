@@ -35,7 +35,7 @@ from snngraph.graph import (
 )
 from snngraph.types import TensorSpec
 
-__all__ = ["exported_graph"]
+__all__ = ["equal_tensors", "exported_graph"]
 
 aten = torch.ops.aten
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -201,7 +201,7 @@ def _free_the_batch(raw: _Raw, other: _Raw) -> None:
     if [n.target for n in nodes if n.op != "get_attr"] != [n.target for n in others if n.op != "get_attr"]:
         raise _FixedBatchError("the model runs other operators at another batch size")
     for a, b in zip(nodes, others, strict=True):
-        if a.op == "get_attr" and not _equal_tensor(raw[1][str(a.target)], other[1][str(b.target)]):
+        if a.op == "get_attr" and not equal_tensors(raw[1][str(a.target)], other[1][str(b.target)]):
             raise _FixedBatchError(f"the constant {a.target} depends on the batch size")
         if is_op(a, aten.squeeze.default):
             raise _FixedBatchError(
@@ -215,7 +215,8 @@ def _free_the_batch(raw: _Raw, other: _Raw) -> None:
                 raise _FixedBatchError(f"{a.target} has an argument that depends on the batch size{_at(a)}")
 
 
-def _equal_tensor(a: Tensor, b: Tensor) -> bool:
+def equal_tensors(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have one shape, one type and the same values, NaN where the other is NaN."""
     return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
