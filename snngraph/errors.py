@@ -17,6 +17,7 @@ __all__ = [
     "BackendError",
     "CaptureError",
     "CaptureMismatchError",
+    "CheckpointError",
     "EngineClosedError",
     "EngineModeError",
     "ForwardFailedError",
@@ -246,6 +247,10 @@ class UnsafeArtifactError(ArtifactError):
 
 
 # -- verification --------------------------------------------------------------------------------------------------------------
+
+
+class CheckpointError(SnnGraphError):
+    """A checkpoint does not fit the model it is loaded into."""
 
 
 class VerificationError(SnnGraphError):
