@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from snngraph.models.reference import ReferenceKeys, ReferenceKeysOf
+
 __all__ = ["EventClassifier", "SequenceDropout", "StepWise", "Vote", "pair", "pooled_size", "require_positive"]
 
 
@@ -74,6 +76,8 @@ class EventClassifier(nn.Module):
         in_channels: its channels ``C``, usually the two polarities.
         size: its ``(H, W)``, or ``None`` where the features resize it.
         voters: outputs per class; 1 is no vote.
+        reference_keys: where the tensors of its authors' code go, see :mod:`snngraph.models.reference`; ``None`` where there is
+            no such code.
 
     Raises:
         ValueError: an input of another shape (from ``forward``).
@@ -88,9 +92,11 @@ class EventClassifier(nn.Module):
         in_channels: int = 2,
         size: tuple[int, int] | None = None,
         voters: int = 1,
+        reference_keys: ReferenceKeys | ReferenceKeysOf | None = None,
     ) -> None:
         super().__init__()
         require_positive(T=T, in_channels=in_channels, voters=voters)
+        self.reference_keys = reference_keys
         self.T, self.in_channels, self.size = T, in_channels, size
         self.features = features
         self.classifier = classifier

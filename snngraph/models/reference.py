@@ -2,7 +2,8 @@
 
 Every net of :mod:`snngraph.models` that the authors of its paper published carries ``reference_keys``: where their tensors go. An
 entry maps a path of theirs, a module's or a tensor's, to one of ours; what lies under a module keeps the rest of its path. The
-longest entry that fits decides. Each family's module documents its mapping.
+longest entry that fits decides. Where only the shapes of a checkpoint tell what is what, ``reference_keys`` is a function that
+gets the checkpoint's tensors and returns the entries. Each family's module documents its mapping.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from snngraph.errors import CheckpointError
 
-__all__ = ["ReferenceKeys", "Stored", "load_reference_state_dict"]
+__all__ = ["ReferenceKeys", "ReferenceKeysOf", "Stored", "load_reference_state_dict"]
 
 _WRAPPERS = ("net", "net_parameters", "model", "state_dict")
 _IGNORED = "num_batches_tracked"
@@ -36,6 +37,8 @@ class Stored:
 
 ReferenceKeys: TypeAlias = Mapping[str, "str | Stored"]
 """The authors' module or tensor path -> ours."""
+ReferenceKeysOf: TypeAlias = Callable[[Mapping[str, Tensor]], ReferenceKeys]
+"""The keys for one checkpoint, given its tensors."""
 
 
 def load_reference_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -> None:
@@ -50,10 +53,11 @@ def load_reference_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -
     Raises:
         CheckpointError: the model has no published counterpart, or keys are missing, unknown, or of another shape; all are named.
     """
-    keys: ReferenceKeys | None = getattr(model, "reference_keys", None)
-    if not keys:
+    found: ReferenceKeys | ReferenceKeysOf | None = getattr(model, "reference_keys", None)
+    if not found:
         raise CheckpointError(f"{type(model).__name__} has no counterpart in its authors' code: load its own state_dict instead")
     given = _unwrapped(state_dict)
+    keys = found(given) if callable(found) else found
     ours = {k: t for k, t in model.state_dict().items() if not k.endswith(_IGNORED)}
     loaded: dict[str, Tensor] = {}
     problems: list[str] = []
