@@ -1,17 +1,19 @@
-"""Counts the dense operations of a net without running it."""
+"""Counts the dense operations of a net, without computing any of them."""
 
 from __future__ import annotations
+
+import copy
 
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+__all__ = ["gflops"]
+
 
 def gflops(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """GFLOP of one input of ``shape``: two for every multiply-accumulate of convolutions and matrix products.
-
-    ``model`` is built under ``torch.device("meta")``.
-    """
-    with torch.no_grad(), torch.device("meta"), FlopCounterMode(display=False) as counter:
-        model.eval()(torch.empty(shape))
-    return float(counter.get_total_flops()) / 1e9
+    """10^9 operations of convolutions, linear layers and matrix products on an input of ``shape``: two per multiply-add."""
+    on_meta = copy.deepcopy(model).to("meta").eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        on_meta(torch.empty(shape, device="meta"))
+    return counter.get_total_flops() / 1e9
