@@ -14,6 +14,23 @@ with this attention can not be stepped frame by frame.
 The authors' code writes ``TCJA(kernel_size_t, kernel_size_c)``, but gives ``kernel_size_t`` to the convolution that slides
 along the channels (CLA) and ``kernel_size_c`` to the one that slides along time (TLA). Here the names say along what the kernel
 slides: the authors' ``TCJA(2, 4)`` is ``kernel_channels=2, kernel_time=4``.
+
+**Their checkpoints.** The authors' nets are one sequence ``conv`` of convolution with batch norm, neuron, attention and pooling,
+each an entry (the resizing of CIFAR10-DVS is entry 0), and a sequence ``fc``; the TET path has one entry of ``features`` for
+convolution, batch norm and neuron together. ``N`` is the place of an entry, ``k`` the number of the layer:
+
+========================  ===================================  ============================================================
+theirs                    theirs, TET path                     here
+========================  ===================================  ============================================================
+``conv.N.0``              ``features.N.fwd.module.0``          ``features.conv{k}.conv``
+``conv.N.1``              ``features.N.fwd.module.1``          ``features.conv{k}.bn``
+``conv.N.conv``           ``features.N.conv``                  ``features.tcja{k}.cla.along_channels.conv`` (along channels)
+``conv.N.conv_c``         ``features.N.conv_c``                ``features.tcja{k}.tla.along_time.conv`` (along time)
+``fc.2.0``, ``fc.5.0``                                         ``classifier.fc1``, ``classifier.fc2`` (spiking head)
+``fc.1.0``                ``classifier.module``                ``classifier.fc`` (CIFAR10-DVS)
+========================  ===================================  ============================================================
+
+The ablations (``attention`` other than ``"tcja"``) and :func:`tcja_small` have no published checkpoints.
 """
 
 from __future__ import annotations
@@ -202,6 +219,37 @@ def _features(
     return nn.Sequential(layers)
 
 
+def _reference_keys(features: nn.Sequential, attention: Attention, head: Mapping[str, str]) -> dict[str, str] | None:
+    """Where the authors' tensors go; ``head`` for those of the classifier. The module's text has the table."""
+    if attention != "tcja":
+        return None
+    keys = dict(head)
+    for n, (name, _) in enumerate(features.named_children()):
+        if name.startswith("conv"):
+            keys |= {f"conv.{n}.0": f"features.{name}.conv", f"conv.{n}.1": f"features.{name}.bn"}
+        elif name.startswith("tcja"):
+            keys |= _attention_keys(f"conv.{n}", f"features.{name}")
+    return keys
+
+
+def _reference_keys_tet(features: nn.Sequential, attention: Attention) -> dict[str, str] | None:
+    """As :func:`_reference_keys`, for the TET path, where a neuron is no entry of its own."""
+    if attention != "tcja":
+        return None
+    keys = {"classifier.module": "classifier.fc"}
+    for n, name in enumerate(name for name, _ in features.named_children() if not name.startswith("lif")):
+        if name.startswith("conv"):
+            theirs = f"features.{n}.fwd.module"
+            keys |= {f"{theirs}.0": f"features.{name}.conv", f"{theirs}.1": f"features.{name}.bn"}
+        elif name.startswith("tcja"):
+            keys |= _attention_keys(f"features.{n}", f"features.{name}")
+    return keys
+
+
+def _attention_keys(theirs: str, ours: str) -> dict[str, str]:
+    return {f"{theirs}.conv": f"{ours}.cla.along_channels.conv", f"{theirs}.conv_c": f"{ours}.tla.along_time.conv"}
+
+
 def _spiking_head(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
     """Dropout - FC - LIF - dropout - FC - LIF, without biases: ``[T, N, inputs]`` -> spikes ``[T, N, outputs]``."""
     return nn.Sequential(
@@ -214,6 +262,9 @@ def _spiking_head(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.
             lif2=_lif(),
         )
     )
+
+
+_SPIKING_HEAD_KEYS = {"fc.2.0": "classifier.fc1", "fc.5.0": "classifier.fc2"}
 
 
 def _check_channels(channels: Sequence[int], expected: int) -> None:
@@ -285,7 +336,8 @@ def tcja_dvs128gesture(
         attention=attention,
     )
     head = _spiking_head(channels * height * width, hidden, num_classes * voters, dropout)
-    return EventClassifier(features, head, T=T, in_channels=in_channels, size=size, voters=voters)
+    keys = _reference_keys(features, attention, _SPIKING_HEAD_KEYS)
+    return EventClassifier(features, head, T=T, in_channels=in_channels, size=size, voters=voters, reference_keys=keys)
 
 
 def tcja_ncaltech101(
@@ -324,7 +376,8 @@ def tcja_ncaltech101(
         attention=attention,
     )
     head = _spiking_head(channels[-1] * height * width, hidden, num_classes, dropout)
-    return EventClassifier(features, head, T=T, in_channels=in_channels, size=size)
+    keys = _reference_keys(features, attention, _SPIKING_HEAD_KEYS)
+    return EventClassifier(features, head, T=T, in_channels=in_channels, size=size, reference_keys=keys)
 
 
 def tcja_cifar10dvs(
@@ -385,7 +438,8 @@ def tcja_cifar10dvs(
     else:
         features = nn.Sequential(OrderedDict(resize=StepWise(nn.AdaptiveAvgPool2d(size)), **dict(features.named_children())))
     head = nn.Sequential(OrderedDict(fc=nn.Linear(channels[-1] * height * width, num_classes)))
-    return EventClassifier(features, head, T=T, in_channels=in_channels, size=size if tet else None)
+    keys = _reference_keys_tet(features, attention) if tet else _reference_keys(features, attention, {"fc.1.0": "classifier.fc"})
+    return EventClassifier(features, head, T=T, in_channels=in_channels, size=size if tet else None, reference_keys=keys)
 
 
 def tcja_small(
