@@ -2,27 +2,54 @@
 
 A random net is silent after a few layers: its batch norms carry statistics of nothing, and a LIF with ``decay_input`` halves
 what it gets. :func:`calibrate` walks through the layers in the order they run, once per sweep. Every batch norm takes the mean
-and variance of what it sees; before every neuron layer, the last weighted layer since the previous neurons (its *knob*) is
-scaled until the neurons fire at the rate aimed at. It draws no random numbers: the same net and input give the same result.
+and variance of what it sees. Before every neuron layer its *knobs* are turned: the output channels of batch norms (of
+convolutions and linear layers where no batch norm follows) that reach it through no other neurons, and reached no neuron layer
+before it. So the halves of a batch norm that two neuron layers share are turned one after the other, and behind a residual
+connection only what is new in the sum.
+
+With ``c`` the input of the neurons, the knobs are multiplied by ``a`` and shifted by ``b`` such that ::
+
+    c' = c + (a - 1) B + b D
+
+makes them fire at the rate aimed at; ``B`` and ``D`` are the derivatives of ``c`` along the outputs of the knobs and along
+ones. What stands between (pooling, a residual connection, a product with other spikes) is often linear in them, or piecewise;
+where it is not (a gate computed from the same tensor), the next sweeps correct.
+
+A module whose buffers follow the spikes of its neurons offers ``firing_statistics()``: for each of these neuron layers, what
+sets the buffer to the statistics of its spikes. They are set as the net runs, before they are used.
+
+No random numbers are drawn: the same net and input give the same result.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from snngraph.neurons import Neuron
 
-__all__ = ["calibrate", "firing_rates"]
+__all__ = ["FollowsFiring", "calibrate", "firing_rates"]
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-_WEIGHTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_SAMPLE = 1 << 20  # neuron-steps that a search looks at
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_WEIGHTED = (nn.Linear, *_CONVOLUTIONS)
+_SAMPLE = 1 << 18  # neuron-steps that a search looks at
+_REACH = 64.0  # how far a scale may lie from the one that makes the knobs' part of the input 1 on average
+_REACH_OF_SUMMAND = 8.0  # ... where something is added to that part: it shall still be seen
+
+
+@runtime_checkable
+class FollowsFiring(Protocol):
+    """A module with buffers that follow the spikes of its neurons."""
+
+    def firing_statistics(self) -> Mapping[Neuron, Callable[[Tensor], None]]:
+        """For each of these neuron layers, what sets its buffers to the statistics of the spikes it is called with."""
 
 
 def firing_rates(model: nn.Module, x: Tensor) -> dict[str, float]:
@@ -36,23 +63,19 @@ def firing_rates(model: nn.Module, x: Tensor) -> dict[str, float]:
     def count(module: nn.Module, _args: Any, out: Tensor) -> None:
         spikes.setdefault(names[module], []).append(int(out.count_nonzero()) / out.numel())
 
-    handles = [module.register_forward_hook(count) for module in names]
-    try:
-        with _evaluating(model):
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with ExitStack() as stack, torch.no_grad():
+        for module in names:
+            _hook(stack, module.register_forward_hook(count))
+        stack.enter_context(_evaluating(model))
+        model(x)
     return {name: sum(found) / len(found) for name, found in spikes.items()}
 
 
 def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30, *, sweeps: int = 8) -> dict[str, float]:
     """Rescales ``model`` in place, so that every neuron layer fires at a rate between ``low`` and ``high`` on ``x``.
 
-    Batch norms with running statistics take those of ``x``. The knob of a neuron layer is the last batch norm with a weight, or
-    else linear layer or convolution, that ran since the neurons before it; its weight and bias are multiplied by one number
-    (and, where no scale is enough, the bias is shifted). Layers between the knob and the neurons (pooling, gates) are allowed:
-    the sweeps converge.
+    Batch norms with running statistics take those of ``x``, and buffers that follow spikes (:class:`FollowsFiring`) their rates.
+    What else changes are weights and biases of batch norms, and of linear layers and convolutions that none follows.
 
     Args:
         model: a net of :class:`snngraph.neurons.Neuron` layers in step mode ``"m"``; its training mode is left as it was.
@@ -65,8 +88,8 @@ def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30
         The rates, as :func:`firing_rates`.
 
     Raises:
-        ValueError: the bounds are no rates, the model has no neurons or is in step mode ``"s"``, a layer has no knob of its own
-            and does not fire as wanted, or no scale makes it so.
+        ValueError: the bounds are no rates, the model has no neurons or is in step mode ``"s"``, or after all sweeps a layer does
+            not fire as wanted: it has no knobs, or no setting of them makes it so.
     """
     if not 0.0 < low < high < 1.0:
         raise ValueError(f"low={low}, high={high}: expected 0 < low < high < 1")
@@ -82,9 +105,10 @@ def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30
     inside = (math.sqrt(low * target), math.sqrt(high * target))  # while a layer fires well inside the bounds, leave it alone
     rates: dict[str, float] = {}
     for sweep in range(sweeps):
-        # what stands between a knob and its neurons may amplify a correction: half of it, once the first has brought them near
-        _sweep(model, x, neurons, target, inside, share=0.5 if sweep else 1.0)
-        rates = firing_rates(model, x)
+        # what stands between knobs and neurons may amplify a correction: half of it, once the first has brought them near
+        _sweep(model, x, target, inside, share=0.5 if sweep else 1.0)
+        with _following(model):
+            rates = firing_rates(model, x)
         if all(low <= rate <= high for rate in rates.values()):
             return rates
     table = "\n".join(f"  {name}: {rate:.4f}{'' if low <= rate <= high else '  <-'}" for name, rate in rates.items())
@@ -95,106 +119,256 @@ def _neurons(model: nn.Module) -> dict[nn.Module, str]:
     return {module: name for name, module in model.named_modules() if isinstance(module, Neuron)}
 
 
+def _hook(stack: ExitStack, handle: Any) -> None:
+    stack.callback(handle.remove)
+
+
 @contextmanager
 def _evaluating(model: nn.Module) -> Iterator[None]:
+    """``eval()``, and no gradients of the parameters."""
     modes = {module: module.training for module in model.modules()}
-    model.eval()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    model.eval().requires_grad_(False)
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, mode in modes.items():
             module.training = mode
+        for parameter in trained:
+            parameter.requires_grad_()
 
 
-def _sweep(
-    model: nn.Module, x: Tensor, neurons: dict[nn.Module, str], target: float, inside: tuple[float, float], share: float
-) -> None:
+@contextmanager
+def _following(model: nn.Module) -> Iterator[None]:
+    """Sets the buffers that follow spikes as the model runs."""
+    with ExitStack() as stack:
+        for module in model.modules():
+            if isinstance(module, FollowsFiring):
+                for neuron, measure in module.firing_statistics().items():
+                    _hook(stack, neuron.register_forward_hook(lambda _module, _args, out, measure=measure: measure(out)))
+        yield
+
+
+# -- knobs ---------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(eq=False)
+class _Layer:
+    """A layer that ran, its output as the leaf of a graph of what follows, and which channels no neurons have used yet."""
+
+    layer: Any
+    output: Tensor
+    free: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.free = torch.ones(self.output.shape[self.dim], dtype=torch.bool, device=self.output.device)
+
+    @property
+    def dim(self) -> int:
+        """The dimension of the channels."""
+        if isinstance(self.layer, nn.Linear):
+            return self.output.dim() - 1
+        unbatched = isinstance(self.layer, _CONVOLUTIONS) and self.output.dim() == self.layer.weight.dim() - 1
+        return 0 if unbatched else 1
+
+    def per_channel(self, mask: Tensor) -> Tensor:
+        """A mask of channels, to broadcast with the output."""
+        return mask.reshape([-1 if d == self.dim else 1 for d in range(self.output.dim())])
+
+    def channels(self, gradient: Tensor) -> Tensor:
+        """The channels along which a gradient is not zero."""
+        return (gradient != 0).movedim(self.dim, 0).flatten(1).any(1)
+
+
+_Knobs: TypeAlias = list[tuple[_Layer, Tensor]]
+"""Layers, with the mask of their channels to be turned."""
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """What knobs do to an input of neurons: ``c + (a - 1) B + b D``; ``D`` is ``None`` where a knob has no bias."""
+
+    c: Tensor
+    B: Tensor
+    D: Tensor | None
+
+    def at(self, a: float, b: float) -> Tensor:
+        moved = self.c + (a - 1.0) * self.B
+        return moved if self.D is None or b == 0.0 else moved + b * self.D
+
+    def sampled(self) -> _Effect:
+        """The same for a part of the neurons ``[T, N, ...]`` that is large enough to tell their rate, over all steps."""
+        return _Effect(_sampled(self.c), _sampled(self.B), None if self.D is None else _sampled(self.D))
+
+
+def _sampled(x: Tensor) -> Tensor:
+    if x.dim() < 2 or x.numel() <= _SAMPLE:
+        return x
+    return x.flatten(1)[:, :: math.ceil(x.numel() / _SAMPLE) | 1]  # odd: not a column of the feature map
+
+
+def _reached(current: Tensor, layers: Mapping[Tensor, _Layer]) -> list[_Layer]:
+    """The layers that ``current`` was computed from, as far as there is a graph."""
+    found: list[_Layer] = []
+    seen: set[Any] = {None}
+    pending: list[Any] = [current.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node in seen:
+            continue
+        seen.add(node)
+        pending += [before for before, _ in node.next_functions]
+        if (leaf := getattr(node, "variable", None)) is not None and leaf in layers:
+            found.append(layers[leaf])
+    return found
+
+
+def _knobs_of(current: Tensor, layers: dict[Tensor, _Layer]) -> tuple[_Knobs, _Effect] | None:
+    """The channels that reach ``current`` and no neurons before, and what they do to it."""
+    reached = _reached(current, layers)
+    if not reached:
+        return None
+    along = torch.ones_like(current, requires_grad=True)
+    gradients = torch.autograd.grad(current, [k.output for k in reached], along, create_graph=True)
+    knobs: _Knobs = []
+    used: list[Tensor] = []
+    for layer, gradient in zip(reached, gradients, strict=True):
+        touched = layer.channels(gradient)
+        if bool((mine := touched & layer.free).any()):
+            knobs.append((layer, mine))
+            used.append(gradient)
+        layer.free &= ~touched
+        if not bool(layer.free.any()):
+            del layers[layer.output]
+    if not knobs:
+        return None
+
+    def derivative(directions: list[Tensor]) -> Tensor:
+        # the gradients are linear in `along`; the gradient of that is the derivative of `current`
+        dependent = [(g, v) for g, v in zip(used, directions, strict=True) if g.requires_grad]
+        if not dependent:
+            return torch.zeros_like(current)
+        (out,) = torch.autograd.grad([g for g, _ in dependent], along, [v for _, v in dependent], retain_graph=True)
+        return out
+
+    shiftable = all(isinstance(k.layer.bias, Tensor) for k, _ in knobs)
+    B = derivative([k.output.detach() * k.per_channel(mine) for k, mine in knobs])
+    D = derivative([torch.zeros_like(k.output) + k.per_channel(mine) for k, mine in knobs]) if shiftable else None
+    return knobs, _Effect(current.detach(), B, D)
+
+
+def _sweep(model: nn.Module, x: Tensor, target: float, inside: tuple[float, float], share: float) -> None:
     """One run of the model in which every layer is adjusted before it is used, so that the next layer sees it adjusted.
 
-    ``share`` of the correction that would bring neurons right behind their knob to ``target`` is applied.
+    ``share`` of the correction that would bring a layer of neurons to ``target`` is applied.
     """
-    knob: list[Any] = []  # the knob since the last neurons, if any
+    layers: dict[Tensor, _Layer] = {}
     seen: set[nn.Module] = set()
 
-    def before_norm(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    def before_norm(module: Any, args: tuple[Tensor, ...]) -> None:
         if module in seen:
             return
         seen.add(module)
         mean, variance = getattr(module, "running_mean", None), getattr(module, "running_var", None)
         if mean is not None and variance is not None:
             over = [d for d in range(args[0].dim()) if d != 1]
-            found_variance, found_mean = torch.var_mean(args[0], over, correction=0)
+            found_variance, found_mean = torch.var_mean(args[0].detach(), over, correction=0)
             mean.copy_(found_mean)
             variance.copy_(found_variance.clamp(min=1e-6))
 
-    def after_layer(module: nn.Module, _args: Any, _out: Any) -> None:
-        norm_stays = bool(knob) and isinstance(knob[0], _NORMS) and not isinstance(module, _NORMS)
-        if getattr(module, "weight", None) is not None and not norm_stays:
-            knob[:] = [module]
+    def after_layer(module: Any, args: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        if isinstance(module, _NORMS):  # takes what it finds to mean 0 and variance 1: there are no knobs before it
+            for layer in _reached(args[0], layers):
+                del layers[layer.output]
+        if module.weight is None:
+            return out.detach()
+        leaf = out.detach().requires_grad_()
+        layers[leaf] = _Layer(module, leaf)
+        return leaf.clone()  # which may be changed in place
 
-    def before_neuron(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor] | None:
-        if module in seen:
-            knob.clear()
-            return None
-        seen.add(module)
-        chosen = knob.pop() if knob else None
+    def before_neuron(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         (current,) = args
-        if chosen is None or inside[0] <= _rate(module, current) <= inside[1]:
-            return None
-        factor, shift = _search(module, _sampled(current), target, shiftable=getattr(chosen, "bias", None) is not None)
-        factor, shift = factor**share, shift * share
-        for parameter in (chosen.weight, chosen.bias):
-            if isinstance(parameter, Tensor):
-                parameter.mul_(factor)
-        if isinstance(chosen.bias, Tensor):
-            chosen.bias.add_(shift)
-        return (current * factor + shift,)
+        first = module not in seen
+        seen.add(module)
+        found = _knobs_of(current, layers) if current.requires_grad else None
+        if found is None or not first:
+            return (current.detach(),)
+        knobs, effect = found
+        if inside[0] <= _rate(module, _sampled(effect.c)) <= inside[1]:
+            return (current.detach(),)
+        a, b = _search(module, effect.sampled(), target)
+        a, b = a**share, b * share
+        for layer, mine in knobs:
+            _turn(layer.layer, mine, a, b)
+        _overwrite(current.data, effect.at(a, b))  # in place: a residual connection around the neurons sees it as well
+        return (current.detach(),)
 
-    handles = []
-    for module in model.modules():
-        if module in neurons:
-            handles.append(module.register_forward_pre_hook(before_neuron))
-        elif isinstance(module, _NORMS + _WEIGHTED):
-            handles.append(module.register_forward_hook(after_layer))
-            if isinstance(module, _NORMS):
-                handles.append(module.register_forward_pre_hook(before_norm))
-    try:
-        with _evaluating(model):
-            model(x)
-    finally:
-        for handle in handles:
-            handle.remove()
+    neurons = _neurons(model)
+    with ExitStack() as stack:
+        for module in model.modules():
+            if module in neurons:
+                _hook(stack, module.register_forward_pre_hook(before_neuron))
+            elif isinstance(module, _NORMS + _WEIGHTED):
+                _hook(stack, module.register_forward_hook(after_layer))
+                if isinstance(module, _NORMS):
+                    _hook(stack, module.register_forward_pre_hook(before_norm))
+        stack.enter_context(_following(model))
+        stack.enter_context(_evaluating(model))
+        stack.enter_context(torch.enable_grad())
+        model(x)
 
 
-def _sampled(current: Tensor) -> Tensor:
-    """A part of the neurons ``[T, N, ...]`` that is large enough to tell their rate, over all steps."""
-    if current.dim() < 2 or current.numel() <= _SAMPLE:
-        return current
-    flat = current.flatten(1)
-    return flat[:, :: math.ceil(current.numel() / _SAMPLE)]
+def _overwrite(x: Tensor, values: Tensor) -> None:
+    for d, stride in enumerate(x.stride()):
+        if stride == 0:  # repeated without a copy
+            x, values = x.narrow(d, 0, 1), values.narrow(d, 0, 1)
+    x.copy_(values)
+
+
+def _turn(layer: Any, channels: Tensor, a: float, b: float) -> None:
+    layer.weight.data[channels] *= a
+    if isinstance(layer.bias, Tensor):
+        layer.bias.data[channels] = layer.bias.data[channels] * a + b
+
+
+# -- the search ----------------------------------------------------------------------------------------------------------------
 
 
 def _rate(neuron: nn.Module, current: Tensor) -> float:
-    spikes: Tensor = neuron.forward(_sampled(current))
+    with torch.no_grad():
+        spikes: Tensor = neuron.forward(current)
     return int(spikes.count_nonzero()) / spikes.numel()
 
 
-def _search(neuron: nn.Module, current: Tensor, target: float, *, shiftable: bool) -> tuple[float, float]:
-    """A scale, and a shift where no scale is enough, that bring ``neuron`` to ``target`` (the rate grows with both)."""
-    scale = float(current.abs().double().mean())
+def _search(neuron: nn.Module, effect: _Effect, target: float) -> tuple[float, float]:
+    """A scale, and a shift where no scale is enough, that bring ``neuron`` to ``target``."""
+
+    def rate(a: float, b: float = 0.0) -> float:
+        return _rate(neuron, effect.at(a, b))
+
+    scale = float(effect.B.abs().double().mean())
     if scale == 0.0:
-        return 1.0, _bisect(lambda shift: _rate(neuron, current + shift), target) if shiftable else 0.0
-    factor = _bisect(lambda a: _rate(neuron, current * a), target, unit=1.0 / scale)
-    if not shiftable or _rate(neuron, current * factor) >= target / 2:
-        return factor, 0.0
-    factor = 1.0 / scale
-    return factor, _bisect(lambda shift: _rate(neuron, current * factor + shift), target)
+        a = 1.0
+    else:
+        unit = 1.0 / scale
+        rest = float((effect.c - effect.B).abs().double().mean())
+        reach = _REACH if rest < 1e-3 * scale else _REACH_OF_SUMMAND
+        a = _bisect(rate, target, unit / reach, unit * reach)
+        if target / 2 <= (found := rate(a)) <= target * 1.25:
+            return a, 0.0
+        a = unit if found < target else a
+    if effect.D is None:
+        return a, 0.0
+    by = float(effect.D.abs().double().mean())
+    if by == 0.0:
+        return a, 0.0
+    sign = 1.0 if rate(a) < target else -1.0
+    b = _bisect(lambda b: sign * rate(a, sign * b), sign * target, 1.0 / 64 / by, 64.0 / by)
+    return a, sign * b
 
 
-def _bisect(rate: Any, target: float, unit: float = 1.0) -> float:
-    """The number, found on a logarithmic scale around ``unit``, at which ``rate`` reaches ``target``."""
-    low, high = unit / 64, unit * 64
+def _bisect(rate: Callable[[float], float], target: float, low: float, high: float) -> float:
+    """The number between ``low`` and ``high``, on a logarithmic scale, at which ``rate``, which grows, reaches ``target``."""
     if rate(high) < target:
         return high
     for _ in range(14):
