@@ -40,8 +40,7 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WEIGHTED = (nn.Linear, *_CONVOLUTIONS)
 _SAMPLE = 1 << 18  # neuron-steps that a search looks at
-_REACH = 64.0  # how far a scale may lie from the one that makes the knobs' part of the input 1 on average
-_REACH_OF_SUMMAND = 8.0  # ... where something is added to that part: it shall still be seen
+_REACH = 1024.0  # how far a scale may lie from the one that makes the knobs' part of the input 1 on average
 
 
 @runtime_checkable
@@ -296,7 +295,7 @@ def _sweep(model: nn.Module, x: Tensor, target: float, inside: tuple[float, floa
         knobs, effect = found
         if inside[0] <= _rate(module, _sampled(effect.c)) <= inside[1]:
             return (current.detach(),)
-        a, b = _search(module, effect.sampled(), target)
+        a, b = _search(module, effect.sampled(), target, inside[1])
         a, b = a**share, b * share
         for layer, mine in knobs:
             _turn(layer.layer, mine, a, b)
@@ -340,30 +339,34 @@ def _rate(neuron: nn.Module, current: Tensor) -> float:
     return int(spikes.count_nonzero()) / spikes.numel()
 
 
-def _search(neuron: nn.Module, effect: _Effect, target: float) -> tuple[float, float]:
-    """A scale, and a shift where no scale is enough, that bring ``neuron`` to ``target``."""
+def _search(neuron: nn.Module, effect: _Effect, target: float, most: float) -> tuple[float, float]:
+    """A scale, and a shift where no scale is enough, that bring ``neuron`` to ``target``.
+
+    Where the knobs' part is added to something that fires at a rate of ``target`` by itself, as in a deep residual net, the
+    sum may fire a little more: an eighth of what is left up to ``most``, so that no summand vanishes and all have room.
+    """
 
     def rate(a: float, b: float = 0.0) -> float:
         return _rate(neuron, effect.at(a, b))
 
     scale = float(effect.B.abs().double().mean())
-    if scale == 0.0:
-        a = 1.0
-    else:
+    aim, a = target, 1.0
+    if scale > 0.0:
         unit = 1.0 / scale
-        rest = float((effect.c - effect.B).abs().double().mean())
-        reach = _REACH if rest < 1e-3 * scale else _REACH_OF_SUMMAND
-        a = _bisect(rate, target, unit / reach, unit * reach)
-        if target / 2 <= (found := rate(a)) <= target * 1.25:
+        summand = float((effect.c - effect.B).abs().double().mean()) > 1e-3 * scale
+        if summand:
+            alone = rate(0.0)
+            aim = max(target, alone + (most - alone) / 8)
+        a = _bisect(rate, aim, unit / _REACH, unit * _REACH)
+        found = rate(a)
+        if aim / 2 <= found <= most:
             return a, 0.0
-        a = unit if found < target else a
-    if effect.D is None:
-        return a, 0.0
-    by = float(effect.D.abs().double().mean())
+        a = unit if found < aim else max(a, unit / 8)
+    by = 0.0 if effect.D is None else float(effect.D.abs().double().mean())
     if by == 0.0:
         return a, 0.0
     sign = 1.0 if rate(a) < target else -1.0
-    b = _bisect(lambda b: sign * rate(a, sign * b), sign * target, 1.0 / 64 / by, 64.0 / by)
+    b = _bisect(lambda b: sign * rate(a, sign * b), sign * target, 1.0 / _REACH / by, _REACH / by)
     return a, sign * b
 
 
@@ -371,7 +374,7 @@ def _bisect(rate: Callable[[float], float], target: float, low: float, high: flo
     """The number between ``low`` and ``high``, on a logarithmic scale, at which ``rate``, which grows, reaches ``target``."""
     if rate(high) < target:
         return high
-    for _ in range(14):
+    for _ in range(16):
         middle = math.sqrt(low * high)
         low, high = (middle, high) if rate(middle) < target else (low, middle)
     return math.sqrt(low * high)
