@@ -114,14 +114,15 @@ class PFA(nn.Module):
             )
         S, F, G = self.factors(x)
         weights = self.attention_map(S, F, G, self._connecting_factor())
-        return torch.relu(weights + x if self.combine == "add" else weights * x)
+        return torch.relu(x + weights if self.combine == "add" else x * weights)
 
     def factors(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The spatial ``[N, R, H, W]``, temporal ``[N, R, T]`` and channel ``[N, R, C]`` factors of ``x`` ``[T, N, C, H, W]``."""
-        pooled = x.mean((3, 4)).transpose(0, 1)  # [N, T, C]
+        pooled = x.mean((3, 4))  # [T, N, C]
         S = torch.sigmoid(self.spatial(x.mean(2).transpose(0, 1)))
-        F = torch.sigmoid(self.temporal(pooled)).transpose(1, 2)
-        G = torch.sigmoid(self.channel(pooled.transpose(1, 2))).transpose(1, 2)
+        F = torch.sigmoid(self.temporal(pooled)).permute(1, 2, 0)
+        # contiguous: PyTorch exports a linear layer on a permuted tensor as another product than it computes itself
+        G = torch.sigmoid(self.channel(pooled.permute(1, 2, 0).contiguous())).transpose(1, 2)
         return S, F, G
 
     def attention_map(self, S: Tensor, F: Tensor, G: Tensor, w: Tensor | None) -> Tensor:
@@ -129,7 +130,7 @@ class PFA(nn.Module):
         if w is not None:
             F = F * w.unsqueeze(-1)
         outer = (F.unsqueeze(3) * G.unsqueeze(2)).flatten(2)  # [N, R, T*C]
-        product = torch.matmul(outer.transpose(1, 2), S.flatten(2))  # [N, T*C, H*W]
+        product = torch.bmm(outer.transpose(1, 2), S.flatten(2))  # [N, T*C, H*W]
         return _as_map(product, F, S)
 
     def _connecting_factor(self) -> Tensor | None:
