@@ -24,11 +24,14 @@ __all__ = ["PassInfo", "available", "find", "pipeline"]
 GROUP = "snngraph.passes"
 _BUILTIN = {
     "canonicalize": "snngraph.passes.canonicalize:Canonicalize",
+    "compose_low_rank": "snngraph.passes.compose_low_rank:ComposeLowRank",
     "eliminate_dead": "snngraph.passes.eliminate_dead:EliminateDead",
     "flatten_time": "snngraph.passes.flatten_time:FlattenTime",
+    "fold_attention": "snngraph.passes.fold_attention:FoldAttention",
     "fold_batch_norm": "snngraph.passes.fold_batch_norm:FoldBatchNorm",
     "hoist_static": "snngraph.passes.hoist_static:HoistStatic",
     "merge_time": "snngraph.passes.merge_time:MergeTime",
+    "sink_scales": "snngraph.passes.sink_scales:SinkScales",
     "unroll_time": "snngraph.passes.unroll_time:UnrollTime",
 }
 _PIPELINES: dict[str, Callable[[], Pipeline]] = {"capture": pipelines.capture, "default": pipelines.default}
