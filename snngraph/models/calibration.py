@@ -229,11 +229,12 @@ def _knobs_of(current: Tensor, layers: dict[Tensor, _Layer]) -> tuple[_Knobs, _E
         return None
     along = torch.ones_like(current, requires_grad=True)
     gradients = torch.autograd.grad(current, [k.output for k in reached], along, create_graph=True)
+    normed = any(isinstance(k.layer, _NORMS) for k in reached)  # then the other layers belong to gates
     knobs: _Knobs = []
     used: list[Tensor] = []
     for layer, gradient in zip(reached, gradients, strict=True):
         touched = layer.channels(gradient)
-        if bool((mine := touched & layer.free).any()):
+        if isinstance(layer.layer, _NORMS) == normed and bool((mine := touched & layer.free).any()):
             knobs.append((layer, mine))
             used.append(gradient)
         layer.free &= ~touched
@@ -361,7 +362,12 @@ def _search(neuron: nn.Module, effect: _Effect, target: float, most: float) -> t
         found = rate(a)
         if aim / 2 <= found <= most:
             return a, 0.0
-        a = unit if found < aim else max(a, unit / 8)
+        if found < aim:
+            a = unit
+        elif summand:
+            if int((effect.B < 0).count_nonzero()) < effect.B.numel() / 20:
+                return a, 0.0  # a rectified summand: it can be made small, but no shift makes it negative
+            a = max(a, unit / 8)
     by = 0.0 if effect.D is None else float(effect.D.abs().double().mean())
     if by == 0.0:
         return a, 0.0
