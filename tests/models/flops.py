@@ -16,4 +16,4 @@ def gflops(model: nn.Module, shape: tuple[int, ...]) -> float:
     on_meta = copy.deepcopy(model).to("meta").eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         on_meta(torch.empty(shape, device="meta"))
-    return counter.get_total_flops() / 1e9
+    return float(counter.get_total_flops()) / 1e9
