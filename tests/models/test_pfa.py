@@ -329,7 +329,7 @@ def test_becomes_an_engine(name: str) -> None:
 
 def test_by_rank_is_captured() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(PFAByRank(3, 4, 2), LIF(threshold=0.1)).eval().requires_grad_(False)
+    net = nn.Sequential(PFAByRank(3, 4, 2), LIF(threshold=0.04)).eval().requires_grad_(False)
     x = torch.rand(3, 2, 4, 5, 5)
     graph = snngraph.trace(net, x)
     assert graph.free_batch
