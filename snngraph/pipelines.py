@@ -8,9 +8,11 @@ from snngraph.passes.base import Pipeline
 from snngraph.passes.canonicalize import Canonicalize
 from snngraph.passes.eliminate_dead import EliminateDead
 from snngraph.passes.flatten_time import FlattenTime
+from snngraph.passes.fold_attention import FoldAttention
 from snngraph.passes.fold_batch_norm import FoldBatchNorm
 from snngraph.passes.hoist_static import HoistStatic
 from snngraph.passes.merge_time import MergeTime
+from snngraph.passes.sink_scales import SinkScales
 
 __all__ = ["capture", "default"]
 
@@ -29,6 +31,8 @@ def default(target: str = "openvino", precision: Literal["fp32"] | str = "fp32")
             Canonicalize(),
             HoistStatic(),
             FoldBatchNorm(),
+            SinkScales(),  # before time is flattened: whether a scale varies over time is seen from its shape
+            FoldAttention(),
             FlattenTime(),
             Canonicalize(),
             EliminateDead(),

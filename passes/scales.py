@@ -1,0 +1,195 @@
+"""What passes that move scales share: finding ``a*x`` with a small ``a``, and taking ``a`` through views of ``x``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx
+
+from snngraph.analysis.batch import shape_with_free_batch
+from snngraph.analysis.bounds import Interval
+from snngraph.graph import RESHAPE, SpikingGraph, is_op, operand, shape_of
+
+__all__ = ["Scale", "Scales", "aligned", "numel"]
+
+aten = torch.ops.aten
+
+
+def numel(shape: Sequence[int]) -> int:
+    """The number of elements of a shape."""
+    return int(torch.Size(shape).numel())
+
+
+def aligned(shape: Sequence[int], rank: int) -> tuple[int, ...]:
+    """A shape as broadcasting sees it: leading ones up to ``rank``."""
+    return (1,) * (rank - len(shape)) + tuple(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """A factor of a tensor.
+
+    Args:
+        node: its value; a plain number stays a number.
+        shape: its shape at the graph's sample batch size, with as many dimensions as the tensor it scales.
+        batch_dim: which of them carries the batch.
+    """
+
+    node: fx.Node | float
+    shape: tuple[int, ...]
+    batch_dim: int | None = None
+
+    @property
+    def elements(self) -> int:
+        """The number of entries."""
+        return numel(self.shape)
+
+    def constant_along(self, dim: int) -> bool:
+        """Whether the scale is the same all along a dimension, at every batch size."""
+        return self.shape[dim] == 1 and dim != self.batch_dim
+
+
+class Scales:
+    """The scales of one graph as it stands; to be made anew after the graph is finished."""
+
+    def __init__(self, graph: SpikingGraph, dims: dict[fx.Node, int | None], found: dict[fx.Node, Interval]) -> None:
+        self.graph, self.dims, self.bounds = graph, dims, found
+
+    # -- finding -----------------------------------------------------------------------------------------------------------
+
+    def split(self, node: object) -> tuple[Scale, fx.Node] | None:
+        """``a`` and ``x`` when ``node`` is ``a * x`` (or ``x`` over a number), ``a`` the smaller and ``x`` of full size."""
+        if not isinstance(node, fx.Node) or len(node.args) < 2 or "val" not in node.meta:
+            return None
+        if is_op(node, aten.div.Tensor):
+            x, by = node.args
+            number = self.graph.number(by)
+            if isinstance(x, fx.Node) and number and shape_of(x) == shape_of(node):
+                return Scale(1.0 / number, (1,) * len(shape_of(node))), x
+            return None
+        if not is_op(node, aten.mul.Tensor):
+            return None
+        shape = shape_of(node)
+        for x, a in (node.args, node.args[::-1]):
+            if not isinstance(x, fx.Node) or "val" not in x.meta or shape_of(x) != shape or not x.meta["val"].is_floating_point():
+                continue
+            scale = self.of(a, len(shape))
+            if scale is not None and scale.elements < numel(shape) and self._same_batch(x, node):
+                return scale, x
+        return None
+
+    def of(self, a: object, rank: int) -> Scale | None:
+        """``a`` as the scale of a tensor with ``rank`` dimensions."""
+        if isinstance(a, fx.Node) and isinstance(a.meta.get("val"), Tensor) and a.meta["val"].is_floating_point():
+            shape = shape_of(a)
+            batch = self.dims.get(a)
+            return Scale(a, aligned(shape, rank), None if batch is None else batch + rank - len(shape))
+        if isinstance(a, int | float) and not isinstance(a, bool):
+            return Scale(float(a), (1,) * rank)
+        return None
+
+    def _same_batch(self, x: fx.Node, node: fx.Node) -> bool:
+        return self.dims.get(x) == self.dims.get(node)
+
+    def least(self, scale: Scale) -> float:
+        """What every entry of the scale is at least, as far as is proved."""
+        if isinstance(scale.node, fx.Node):
+            return self.bounds.get(scale.node, (float("-inf"), 0.0))[0]
+        return scale.node
+
+    def nonnegative(self, scale: Scale) -> bool:
+        """Whether no entry can be negative."""
+        return self.least(scale) >= 0.0
+
+    # -- taking through views ----------------------------------------------------------------------------------------------
+
+    def through(self, scale: Scale, view: fx.Node) -> Scale | None:
+        """``a'`` with ``view(a * x) == a' * view(x)``, for a reshape or a permutation; ``None`` where there is no small one.
+
+        New nodes are put before ``view``.
+        """
+        rank = len(shape_of(view))
+        if all(map(scale.constant_along, range(len(scale.shape)))):
+            return Scale(scale.node, (1,) * rank)
+        if is_op(view, aten.permute.default):
+            return self._permuted(scale, [d % rank for d in operand(view, 1)], view)
+        return self._reshaped(scale, view) if is_op(view, RESHAPE) else None
+
+    def _permuted(self, scale: Scale, order: list[int], view: fx.Node) -> Scale:
+        with self.graph.graph.inserting_before(view):
+            node = self.graph.graph.call_function(aten.permute.default, (self.ranked(scale), order))
+        batch = order.index(scale.batch_dim) if scale.batch_dim is not None else None
+        return Scale(node, tuple(scale.shape[d] for d in order), batch)
+
+    def _reshaped(self, scale: Scale, view: fx.Node) -> Scale | None:
+        before, after = shape_of(operand(view)), shape_of(view)
+        batch = self.dims.get(operand(view))
+        expanded, target = list(scale.shape), list[int]()
+        for inside, outside in _groups(before, after, batch, self.dims.get(view)):
+            if all(map(scale.constant_along, inside)):
+                target += [1] * len(outside)
+                continue
+            for d in inside:
+                expanded[d] = before[d]
+            target += [after[d] for d in outside]
+        repeats = batch is not None and scale.batch_dim is None and expanded[batch] != scale.shape[batch]
+        if repeats or numel(target) >= numel(after):
+            return None  # repeated over a free batch, for which no size can be written; or as large as what it scales
+        at = None if scale.batch_dim is None else self.dims.get(view)
+        with self.graph.graph.inserting_before(view):
+            node = self.ranked(scale)
+            if tuple(expanded) != scale.shape:
+                wide = shape_with_free_batch(tuple(expanded), scale.batch_dim)
+                node = self.graph.graph.call_function(aten.expand.default, (node, wide))
+            node = self.graph.graph.call_function(RESHAPE, (node, shape_with_free_batch(tuple(target), at)))
+        return Scale(node, tuple(target), at)
+
+    def ranked(self, scale: Scale) -> fx.Node:
+        """The scale's node with all dimensions of :attr:`Scale.shape`, made at the insertion point where it has fewer."""
+        node = scale.node
+        if not isinstance(node, fx.Node):
+            return self.graph.add_tensor("scale", torch.full(scale.shape, node, dtype=self.graph.dtype))
+        if "val" in node.meta and shape_of(node) == scale.shape:
+            return node
+        return self.graph.graph.call_function(RESHAPE, (node, shape_with_free_batch(scale.shape, scale.batch_dim)))
+
+    def reshaped(self, scale: Scale, keep: Sequence[int]) -> fx.Node | float:
+        """The scale with only the dimensions ``keep``; the others have to be of size 1. Made at the insertion point."""
+        if not isinstance(scale.node, fx.Node) or len(keep) == len(scale.shape):
+            return scale.node
+        shape = tuple(scale.shape[d] for d in keep)
+        batch = keep.index(scale.batch_dim) if scale.batch_dim is not None else None
+        return self.graph.graph.call_function(RESHAPE, (scale.node, shape_with_free_batch(shape, batch)))
+
+
+def _groups(
+    before: tuple[int, ...], after: tuple[int, ...], batch: int | None, batch_after: int | None
+) -> list[tuple[list[int], list[int]]]:
+    """Which dimensions of a reshape's input make which of its output: the finest such pairing that holds at every batch size."""
+    groups: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    left: list[int] = []
+    right: list[int] = []
+    p = q = 1
+    while i < len(before) or j < len(after):
+        if (p <= q and i < len(before)) or j == len(after):
+            left.append(i)
+            p *= before[i]
+            i += 1
+        else:
+            right.append(j)
+            q *= after[j]
+            j += 1
+        settled = p == q and left and right
+        same_side = (batch in left) == (batch_after in right)
+        if settled and same_side:
+            groups.append((left, right))
+            left, right, p, q = [], [], 1, 1
+    if left or right:
+        if groups:
+            groups[-1] = (groups[-1][0] + left, groups[-1][1] + right)
+        else:
+            groups.append((left, right))
+    return groups
