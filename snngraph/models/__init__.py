@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from snngraph.models.calibration import calibrate as calibrate
     from snngraph.models.calibration import firing_rates as firing_rates
-    from snngraph.models.ma import att_res_snn104 as att_res_snn104
     from snngraph.models.ma import att_res_snn18 as att_res_snn18
     from snngraph.models.ma import att_res_snn34 as att_res_snn34
+    from snngraph.models.ma import att_res_snn104 as att_res_snn104
     from snngraph.models.ma import ma_snn_cifar10dvs as ma_snn_cifar10dvs
     from snngraph.models.ma import ma_snn_gait as ma_snn_gait
     from snngraph.models.ma import ma_snn_gesture as ma_snn_gesture
