@@ -117,7 +117,7 @@ class _Fold:
             if split is not None:
                 scale, inner = split
                 relus = [op for op in ops if is_op(op, aten.relu.default)]
-                if relus and not self.scales.nonnegative(scale):
+                if relus and not scale.nonnegative:
                     self.edit.refuse(self.node, f"the scale in {node.name} may be negative, so it can not pass {relus[0].name}")
                     break
                 moved = self._moved(scale, ops)
@@ -144,17 +144,22 @@ class _Fold:
                 self.edit.refuse(self.node, f"{scaled[0]} = scale * input is added to a residual: it stays a multiplication")
         elif is_op(node, operator.getitem) and is_op(operand(node), aten._native_batch_norm_legit_no_training.default):
             norm = operand(node)
-            if self.scales.split(operand(norm)):
+            source = operand(norm)
+            while is_op(source, RESHAPE, aten.relu.default):
+                source = operand(source)
+            if self.scales.split(source):
                 self.edit.refuse(self.node, f"batch norm {norm.name} stands between the scale and the neuron")
 
     def _moved(self, scale: Scale, ops: Sequence[fx.Node]) -> Scale | None:
         """The scale behind the operators between it and the neuron; they are innermost first."""
-        for op in ops:
-            if not is_op(op, aten.relu.default):
-                moved = self.scales.through(scale, op)
-                if moved is None:
-                    return None
-                scale = moved
+        views = [op for op in ops if not is_op(op, aten.relu.default)]
+        if views and all(is_op(op, RESHAPE) for op in views) and self.scales.same_shape(operand(views[0]), views[-1]):
+            return scale  # merged and split again: what does not depend on time stays so
+        for view in views:
+            moved = self.scales.through(scale, view)
+            if moved is None:
+                return None
+            scale = moved
         return scale
 
     def _own_gains(self) -> list[Scale]:
@@ -167,7 +172,7 @@ class _Fold:
             if self.given["syn_decay"] is not None and name == "input_gain":
                 continue  # behind the synapse: the two states would have different units
             scale = self.scales.of(value, self.rank)
-            if scale is not None and self.scales.least(scale) >= LEAST_SCALE:
+            if scale is not None and scale.least >= LEAST_SCALE:
                 found.append(scale)
         return found
 
@@ -186,11 +191,10 @@ class _Fold:
         return None
 
     def _fits_threshold(self, scale: Scale) -> bool:
-        if not (scale.constant_along(0) and self.scales.nonnegative(scale)):
+        if not (scale.constant_along(0) and scale.nonnegative):
             return False
-        constant = not isinstance(scale.node, fx.Node) or self.edit.graph.constant(scale.node) is not None
-        if constant:
-            return self.scales.least(scale) >= LEAST_SCALE
+        if scale.constant:
+            return scale.least >= LEAST_SCALE
         return self.steps > 1  # over one step the division would cost what the multiplication does
 
     # -- rewriting ---------------------------------------------------------------------------------------------------------
@@ -253,7 +257,7 @@ class _Fold:
             product = self._product(parts)
             shape = tuple(max(p.shape[d] for p in parts) for d in range(self.rank))
             batch = next((p.batch_dim for p in parts if p.batch_dim is not None), None)
-            if any(self.scales.least(p) < LEAST_SCALE for p in parts):
+            if any(p.least < LEAST_SCALE for p in parts):
                 product = graph.graph.call_function(aten.clamp.default, (product, LEAST_SCALE))
             by = self.scales.reshaped(Scale(product, shape, batch), list(range(1, self.rank)))
             if all(n == 1 for n in shape) and batch is None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, fx
@@ -35,11 +36,20 @@ class Scale:
         node: its value; a plain number stays a number.
         shape: its shape at the graph's sample batch size, with as many dimensions as the tensor it scales.
         batch_dim: which of them carries the batch.
+        least: what every entry is proved to be at least.
+        constant: whether it is a constant of the graph.
     """
 
     node: fx.Node | float
     shape: tuple[int, ...]
     batch_dim: int | None = None
+    least: float = -math.inf
+    constant: bool = False
+
+    @property
+    def nonnegative(self) -> bool:
+        """Whether no entry can be negative."""
+        return self.least >= 0.0
 
     @property
     def elements(self) -> int:
@@ -67,7 +77,7 @@ class Scales:
             x, by = node.args
             number = self.graph.number(by)
             if isinstance(x, fx.Node) and number and shape_of(x) == shape_of(node):
-                return Scale(1.0 / number, (1,) * len(shape_of(node))), x
+                return self._number(1.0 / number, len(shape_of(node))), x
             return None
         if not is_op(node, aten.mul.Tensor):
             return None
@@ -76,7 +86,7 @@ class Scales:
             if not isinstance(x, fx.Node) or "val" not in x.meta or shape_of(x) != shape or not x.meta["val"].is_floating_point():
                 continue
             scale = self.of(a, len(shape))
-            if scale is not None and scale.elements < numel(shape) and self._same_batch(x, node):
+            if scale is not None and scale.elements < numel(shape) and self.same_shape(x, node):
                 return scale, x
         return None
 
@@ -85,23 +95,17 @@ class Scales:
         if isinstance(a, fx.Node) and isinstance(a.meta.get("val"), Tensor) and a.meta["val"].is_floating_point():
             shape = shape_of(a)
             batch = self.dims.get(a)
-            return Scale(a, aligned(shape, rank), None if batch is None else batch + rank - len(shape))
-        if isinstance(a, int | float) and not isinstance(a, bool):
-            return Scale(float(a), (1,) * rank)
-        return None
+            least = self.bounds.get(a, (-math.inf, 0.0))[0]
+            at = None if batch is None else batch + rank - len(shape)
+            return Scale(a, aligned(shape, rank), at, least, self.graph.constant(a) is not None)
+        return self._number(float(a), rank) if isinstance(a, int | float) and not isinstance(a, bool) else None
 
-    def _same_batch(self, x: fx.Node, node: fx.Node) -> bool:
-        return self.dims.get(x) == self.dims.get(node)
+    def _number(self, a: float, rank: int) -> Scale:
+        return Scale(a, (1,) * rank, None, a, True)
 
-    def least(self, scale: Scale) -> float:
-        """What every entry of the scale is at least, as far as is proved."""
-        if isinstance(scale.node, fx.Node):
-            return self.bounds.get(scale.node, (float("-inf"), 0.0))[0]
-        return scale.node
-
-    def nonnegative(self, scale: Scale) -> bool:
-        """Whether no entry can be negative."""
-        return self.least(scale) >= 0.0
+    def same_shape(self, x: fx.Node, y: fx.Node) -> bool:
+        """Whether two tensors have one shape, at every batch size."""
+        return shape_of(x) == shape_of(y) and self.dims.get(x) == self.dims.get(y)
 
     # -- taking through views ----------------------------------------------------------------------------------------------
 
@@ -112,7 +116,7 @@ class Scales:
         """
         rank = len(shape_of(view))
         if all(map(scale.constant_along, range(len(scale.shape)))):
-            return Scale(scale.node, (1,) * rank)
+            return replace(scale, shape=(1,) * rank)
         if is_op(view, aten.permute.default):
             return self._permuted(scale, [d % rank for d in operand(view, 1)], view)
         return self._reshaped(scale, view) if is_op(view, RESHAPE) else None
@@ -121,7 +125,7 @@ class Scales:
         with self.graph.graph.inserting_before(view):
             node = self.graph.graph.call_function(aten.permute.default, (self.ranked(scale), order))
         batch = order.index(scale.batch_dim) if scale.batch_dim is not None else None
-        return Scale(node, tuple(scale.shape[d] for d in order), batch)
+        return replace(scale, node=node, shape=tuple(scale.shape[d] for d in order), batch_dim=batch)
 
     def _reshaped(self, scale: Scale, view: fx.Node) -> Scale | None:
         before, after = shape_of(operand(view)), shape_of(view)
@@ -144,7 +148,7 @@ class Scales:
                 wide = shape_with_free_batch(tuple(expanded), scale.batch_dim)
                 node = self.graph.graph.call_function(aten.expand.default, (node, wide))
             node = self.graph.graph.call_function(RESHAPE, (node, shape_with_free_batch(tuple(target), at)))
-        return Scale(node, tuple(target), at)
+        return replace(scale, node=node, shape=tuple(target), batch_dim=at)
 
     def ranked(self, scale: Scale) -> fx.Node:
         """The scale's node with all dimensions of :attr:`Scale.shape`, made at the insertion point where it has fewer."""

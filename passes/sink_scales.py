@@ -75,7 +75,7 @@ class SinkScales(Pass):
                 break
             notes.update(dict.fromkeys(n for n in result.notes if n.kind == "rewrite"))
             graph, changed = result.graph, True
-        return PassResult(graph, changed, tuple(notes))
+        return PassResult(graph.finish() if changed else graph, changed, tuple(notes))  # the last walk left what it tried
 
 
 class _Sweep:
@@ -142,7 +142,7 @@ class _Sweep:
         scale, x = split
         for op in between:
             if is_op(op, aten.relu.default):
-                if not self.scales.nonnegative(scale):
+                if not scale.nonnegative:
                     return None
             else:
                 moved = self.scales.through(scale, op)
@@ -223,14 +223,14 @@ class _Sweep:
         split = self._peek(x)
         if split is None or given["weight"] in (x, None):
             return None
-        scale, _ = split
-        rank = len(scale.shape)
-        inner_dims = range(1, rank) if is_op(node, aten.convolution.default) else [rank - 1]
-        if isinstance(scale.node, float) or self.edit.graph.constant(scale.node) is not None:
+        if split[0].constant:
             return None  # into the weights, if anywhere
-        if not all(scale.constant_along(d) for d in inner_dims):
+        found = self._scaled(x)
+        inner_dims = range(1, len(shape_of(x))) if is_op(node, aten.convolution.default) else [len(shape_of(x)) - 1]
+        if found is None or not all(found[0].constant_along(d) for d in inner_dims):
             self.edit.refuse(node, f"scale {self._title(split)} varies over the layer's inputs: it stays before the layer")
             return None
+        scale, inner = found
         neuron, views = self._neuron_behind(node)
         if neuron is None:
             self.edit.refuse(node, f"scale {self._title(split)} could follow the layer, but no neuron takes its output alone")
@@ -243,10 +243,6 @@ class _Sweep:
                 node, "its bias can not go to the neuron: it is computed, or a synapse or a gain would change it over time"
             )
             return None
-        found = self._scaled(x)
-        if found is None:
-            return None
-        scale, inner = found
         if bias is not None:
             self._bias_into(neuron, bias, node, views)
         rest = list(node.args[3:])
@@ -296,7 +292,11 @@ class _Sweep:
         if split is None or split[0].elements != 1:
             return None
         scale, x = split
-        value = self.edit.graph.constant(scale.node) if isinstance(scale.node, fx.Node) else torch.tensor(scale.node).double()
+        value = (
+            self.edit.graph.constant(scale.node)
+            if isinstance(scale.node, fx.Node)
+            else torch.tensor(scale.node, dtype=torch.float64)
+        )
         if value is None or not is_op(x, aten.convolution.default, aten.linear.default) or len(x.users) > 1:
             return None
         given = arguments(x)
@@ -330,7 +330,7 @@ class _Sweep:
         return is_op(node, RESHAPE, aten.permute.default) or (is_op(node, aten.relu.default) and len(node.users) == 1)
 
     def _allowed(self, node: fx.Node, split: tuple[Scale, fx.Node], *, linear: bool) -> bool:
-        if linear or self.scales.nonnegative(split[0]):
+        if linear or split[0].nonnegative:
             return True
         self.edit.refuse(node, f"scale {self._title(split)} may be negative, so it can not leave a maximum")
         return False
