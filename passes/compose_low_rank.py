@@ -218,9 +218,8 @@ class _Found:
         ]
         sides = min(splits, key=lambda split: sum(_count(a for c in side for a in c[0]) for side in split))
         left, right = ([o for c in side for o in c[1]] for side in sides)
-        if min(self.axes.index(a) for o in left for a in o.axes - rank) > min(
-            self.axes.index(a) for o in right for a in o.axes - rank
-        ):
+        first = [min(self.axes.index(a) for a in _axes(side) - rank - everywhere) for side in (left, right)]
+        if first[0] > first[1]:
             left, right = right, left  # the fewer permutations after it
         sizes = [_count(_axes(side) - rank - everywhere) for side in (left, right)]
         if math.prod(sizes) <= sum(sizes):

@@ -76,6 +76,7 @@ class IndexMaps:
         self._graph = graph
         self._batch: Size = (graph.batch, other.batch)
         self._sizes: dict[fx.Node, tuple[Size, ...]] = {}
+        self._constants: dict[object, fx.Node] = {}
         for a, b in zip(graph.nodes, other.nodes, strict=True):
             x, y = a.meta.get("val"), b.meta.get("val")
             if isinstance(x, Tensor) and isinstance(y, Tensor):
@@ -88,6 +89,10 @@ class IndexMaps:
     def sizes(self, node: fx.Node) -> tuple[Size, ...]:
         """The sizes of a node's single output."""
         return self._sizes[node]
+
+    def one(self, node: fx.Node) -> fx.Node:
+        """One node for all that hold the same constant."""
+        return self._constants.setdefault(node.target, node) if node.op == "get_attr" else node
 
     def fresh(self, node: fx.Node) -> Index:
         """An index with an axis of its own along every dimension of ``node``."""
@@ -149,8 +154,8 @@ class IndexMaps:
     def source(self, node: fx.Node, index: Index) -> tuple[fx.Node, Index] | None:
         """What ``node`` is a view of, and the entries of it that ``node`` has at ``index``; ``None`` when it is no view.
 
-        Reshapes, permutations, expansions and copies; and one entry of a dimension, taken by select, slice, split, unbind,
-        index_select or indexing with a constant.
+        Reshapes, permutations, expansions, repetitions and copies; and one entry of a dimension, taken by select, slice, split,
+        unbind, index_select or indexing with a constant.
         """
         if node.op != "call_function" or node not in self._sizes:
             return None
@@ -169,6 +174,8 @@ class IndexMaps:
             return x, tuple(index[order.index(d)] for d in range(len(order)))
         if is_op(node, aten.expand.default):
             return x, self.broadcast(x, index)
+        if is_op(node, aten.repeat.default):
+            return self._repeated(x, index, operand(node, 1))
         if is_op(node, aten.select.int):
             return self._entry(x, index, operand(node, 1), operand(node, 2), kept=False)
         if is_op(node, aten.slice.Tensor):
@@ -182,6 +189,15 @@ class IndexMaps:
         if is_op(node, aten.index.Tensor):
             return self._indexed(node, x, index)
         return None
+
+    def _repeated(self, x: fx.Node, index: Index, times: Sequence[int]) -> tuple[fx.Node, Index] | None:
+        found, lead = [], len(index) - len(self._sizes[x])
+        for digits, count, size in zip(index[lead:], times[lead:], self._sizes[x], strict=True):
+            grouped = self.regroup(digits, [(count, count), size])
+            if grouped is None:
+                return None
+            found.append(grouped[1])
+        return x, tuple(found)
 
     def _is_one(self, node: fx.Node, dim: int) -> bool:
         return self._sizes[node][dim] == (1, 1)

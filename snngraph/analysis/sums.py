@@ -170,8 +170,8 @@ def _is_zero(graph: SpikingGraph, node: fx.Node) -> bool:
 def product_of(graph: SpikingGraph, maps: IndexMaps, term: Term) -> Product:
     """The factors of a term.
 
-    A product that several operators read is taken apart only where it holds more than the term uses of it, and varies along
-    more axes than a factor does; otherwise it is a factor itself.
+    A factor that is a product and that several operators read is taken apart only where it holds more than the term uses of it,
+    and varies along more axes than its own factors do.
     """
     result = Product(term.coefficient)
     waiting: list[tuple[Any, Index, bool, tuple[fx.Node, ...]]] = [(term.node, term.index, False, ())]
@@ -182,7 +182,7 @@ def product_of(graph: SpikingGraph, maps: IndexMaps, term: Term) -> Product:
         if value is not None:
             result.coefficient *= value
             continue
-        shared, path = shared or len(node.users) > 1, (*above, node)
+        shared, path = shared or (bool(above) and len(node.users) > 1), (*above, node)
         view = maps.source(node, index)
         if view is not None:
             waiting.append((*view, shared, path))
@@ -193,7 +193,7 @@ def product_of(graph: SpikingGraph, maps: IndexMaps, term: Term) -> Product:
             more = any(isinstance(d, Fixed) or d in summed for d in set().union(*digits))
             factors = factors if more and any(d != digits[0] for d in digits) else None
         if factors is None:
-            result.factors.append((node, index))
+            result.factors.append((maps.one(node), index))
             continue
         result.interior.update(path)
         if is_op(node, aten.neg.default):

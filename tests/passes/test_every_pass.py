@@ -10,22 +10,28 @@ from snngraph.format import canonical_format
 from snngraph.graph import SpikingGraph
 from snngraph.passes.base import Pass, Pipeline
 from snngraph.passes.canonicalize import Canonicalize
+from snngraph.passes.compose_low_rank import ComposeLowRank
 from snngraph.passes.eliminate_dead import EliminateDead
 from snngraph.passes.flatten_time import FlattenTime
+from snngraph.passes.fold_attention import FoldAttention
 from snngraph.passes.fold_batch_norm import FoldBatchNorm
 from snngraph.passes.hoist_static import HoistStatic
 from snngraph.passes.merge_time import MergeTime
+from snngraph.passes.sink_scales import SinkScales
 from snngraph.passes.unroll_time import UnrollTime
 from snngraph.testing import assert_equivalent
 from tests.passes.random_graphs import graphs
 
 PASSES: list[Pass] = [
     Canonicalize(),
+    ComposeLowRank(),
     EliminateDead(),
     FlattenTime(),
+    FoldAttention(),
     FoldBatchNorm(),
     HoistStatic(),
     MergeTime(),
+    SinkScales(),
     UnrollTime(),
     pipelines.capture(),
     pipelines.default(),
