@@ -13,7 +13,8 @@ With ``c`` the input of the neurons, the knobs are multiplied by ``a`` and shift
 
 makes them fire at the rate aimed at; ``B`` and ``D`` are the derivatives of ``c`` along the outputs of the knobs and along
 ones. What stands between (pooling, a residual connection, a product with other spikes) is often linear in them, or piecewise;
-where it is not (a gate computed from the same tensor), the next sweeps correct.
+where it is not (a gate computed from the same tensor), the next sweeps correct. Layers that still do not fire as wanted are
+brought there one by one, with runs of the net up to them in place of derivatives.
 
 A module whose buffers follow the spikes of its neurons offers ``firing_statistics()``: for each of these neuron layers, what
 sets the buffer to the statistics of its spikes. They are set as the net runs, before they are used.
@@ -25,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
@@ -70,7 +71,7 @@ def firing_rates(model: nn.Module, x: Tensor) -> dict[str, float]:
     return {name: sum(found) / len(found) for name, found in spikes.items()}
 
 
-def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30, *, sweeps: int = 8) -> dict[str, float]:
+def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30, *, sweeps: int = 4) -> dict[str, float]:
     """Rescales ``model`` in place, so that every neuron layer fires at a rate between ``low`` and ``high`` on ``x``.
 
     Batch norms with running statistics take those of ``x``, and buffers that follow spikes (:class:`FollowsFiring`) their rates.
@@ -81,14 +82,14 @@ def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30
         x: a typical input.
         low: least rate, spikes per neuron and step.
         high: largest rate.
-        sweeps: how often at most to walk through the net.
+        sweeps: how often at most to walk through the net before single layers are looked at.
 
     Returns:
         The rates, as :func:`firing_rates`.
 
     Raises:
-        ValueError: the bounds are no rates, the model has no neurons or is in step mode ``"s"``, or after all sweeps a layer does
-            not fire as wanted: it has no knobs, or no setting of them makes it so.
+        ValueError: the bounds are no rates, the model has no neurons or is in step mode ``"s"``, or at the end a layer does
+            not fire as wanted: it has no knobs, or no setting of them was found that makes it so.
     """
     if not 0.0 < low < high < 1.0:
         raise ValueError(f"low={low}, high={high}: expected 0 < low < high < 1")
@@ -103,15 +104,28 @@ def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30
     target = math.sqrt(low * high)
     inside = (math.sqrt(low * target), math.sqrt(high * target))  # while a layer fires well inside the bounds, leave it alone
     rates: dict[str, float] = {}
+    originals: _Originals = {}
     for sweep in range(sweeps):
         # what stands between knobs and neurons may amplify a correction: half of it, once the first has brought them near
-        _sweep(model, x, target, inside, share=0.5 if sweep else 1.0)
-        with _following(model):
-            rates = firing_rates(model, x)
-        if all(low <= rate <= high for rate in rates.values()):
+        _sweep(model, x, originals, target, inside, share=0.5 if sweep else 1.0)
+        rates = _settled_rates(model, x)
+        if _outside(rates, low, high) is None:
             return rates
+    by_name = {name: module for module, name in neurons.items()}
+    tried: set[str] = set()
+    while (name := _outside(rates, low, high)) is not None and name not in tried:
+        tried.add(name)
+        _bring_there(model, x, by_name[name], originals, target, (low, high))
+        rates = _settled_rates(model, x)
+    if _outside(rates, low, high) is None:
+        return rates
     table = "\n".join(f"  {name}: {rate:.4f}{'' if low <= rate <= high else '  <-'}" for name, rate in rates.items())
-    raise ValueError(f"after {sweeps} sweeps some neuron layers still fire outside {low} to {high} on this input:\n{table}")
+    raise ValueError(f"some neuron layers still fire outside {low} to {high} on this input:\n{table}")
+
+
+def _outside(rates: Mapping[str, float], low: float, high: float) -> str | None:
+    """The first layer that does not fire as wanted."""
+    return next((name for name, rate in rates.items() if not low <= rate <= high), None)
 
 
 def _neurons(model: nn.Module) -> dict[nn.Module, str]:
@@ -183,6 +197,10 @@ _Knobs: TypeAlias = list[tuple[_Layer, Tensor]]
 """Layers, with the mask of their channels to be turned."""
 
 
+_Originals: TypeAlias = dict[nn.Module, list[Tensor]]
+"""The parameters of layers, as they were before they were turned."""
+
+
 @dataclass(frozen=True)
 class _Effect:
     """What knobs do to an input of neurons: ``c + (a - 1) B + b D``; ``D`` is ``None`` where a knob has no bias."""
@@ -240,6 +258,13 @@ def _knobs_of(current: Tensor, layers: dict[Tensor, _Layer]) -> tuple[_Knobs, _E
         layer.free &= ~touched
         if not bool(layer.free.any()):
             del layers[layer.output]
+    if not knobs:  # nothing comes through now, as behind a gate that is closed; all that may come is theirs
+        for layer, gradient in zip(reached, gradients, strict=True):
+            if isinstance(layer.layer, _NORMS) == normed and not bool(layer.channels(gradient).any()):
+                knobs.append((layer, layer.free.clone()))
+                used.append(gradient)
+                layer.free[:] = False
+                layers.pop(layer.output, None)
     if not knobs:
         return None
 
@@ -257,10 +282,14 @@ def _knobs_of(current: Tensor, layers: dict[Tensor, _Layer]) -> tuple[_Knobs, _E
     return knobs, _Effect(current.detach(), B, D)
 
 
-def _sweep(model: nn.Module, x: Tensor, target: float, inside: tuple[float, float], share: float) -> None:
-    """One run of the model in which every layer is adjusted before it is used, so that the next layer sees it adjusted.
+_Look: TypeAlias = Callable[[nn.Module, Tensor, dict[Tensor, _Layer]], None]
+"""Is shown the input of a layer of neurons, which it may change in place, and the layers that have run."""
 
-    ``share`` of the correction that would bring a layer of neurons to ``target`` is applied.
+
+def _run(model: nn.Module, x: Tensor, look: _Look | None = None) -> None:
+    """A run that sets norms' statistics and buffers that follow spikes; ``look`` is called before every layer of neurons.
+
+    A layer that is called several times counts when it is called first.
     """
     layers: dict[Tensor, _Layer] = {}
     seen: set[nn.Module] = set()
@@ -288,19 +317,9 @@ def _sweep(model: nn.Module, x: Tensor, target: float, inside: tuple[float, floa
 
     def before_neuron(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor]:
         (current,) = args
-        first = module not in seen
-        seen.add(module)
-        found = _knobs_of(current, layers) if current.requires_grad else None
-        if found is None or not first:
-            return (current.detach(),)
-        knobs, effect = found
-        if inside[0] <= _rate(module, _sampled(effect.c)) <= inside[1]:
-            return (current.detach(),)
-        a, b = _search(module, effect.sampled(), target, inside[1])
-        a, b = a**share, b * share
-        for layer, mine in knobs:
-            _turn(layer.layer, mine, a, b)
-        _overwrite(current.data, effect.at(a, b))  # in place: a residual connection around the neurons sees it as well
+        if look is not None and module not in seen:
+            seen.add(module)
+            look(module, current, layers)
         return (current.detach(),)
 
     neurons = _neurons(model)
@@ -309,13 +328,111 @@ def _sweep(model: nn.Module, x: Tensor, target: float, inside: tuple[float, floa
             if module in neurons:
                 _hook(stack, module.register_forward_pre_hook(before_neuron))
             elif isinstance(module, _NORMS + _WEIGHTED):
-                _hook(stack, module.register_forward_hook(after_layer))
+                if look is not None:
+                    _hook(stack, module.register_forward_hook(after_layer))
                 if isinstance(module, _NORMS):
                     _hook(stack, module.register_forward_pre_hook(before_norm))
         stack.enter_context(_following(model))
         stack.enter_context(_evaluating(model))
-        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.set_grad_enabled(look is not None))
         model(x)
+
+
+def _settled_rates(model: nn.Module, x: Tensor) -> dict[str, float]:
+    """The rates, once all statistics are those of the model as it is."""
+    _run(model, x)
+    return firing_rates(model, x)
+
+
+def _sweep(model: nn.Module, x: Tensor, originals: _Originals, target: float, inside: tuple[float, float], share: float) -> None:
+    """One run of the model in which every layer is adjusted before it is used, so that the next layer sees it adjusted.
+
+    ``share`` of the correction that would bring a layer of neurons to ``target`` is applied.
+    """
+
+    def adjust(module: nn.Module, current: Tensor, layers: dict[Tensor, _Layer]) -> None:
+        found = _knobs_of(current, layers)
+        if found is None:
+            return
+        knobs, effect = found
+        if inside[0] <= _rate(module, _sampled(effect.c)) <= inside[1]:
+            return
+        a, b = _search(module, effect.sampled(), target, inside[1])
+        a, b = a**share, b * share
+        for layer, mine in knobs:
+            originals.setdefault(layer.layer, _parameters(layer.layer))
+            _turn(layer.layer, mine, a, b)
+        _overwrite(current.data, effect.at(a, b))  # in place: a residual connection around the neurons sees it as well
+
+    _run(model, x, adjust)
+
+
+class _Arrived(Exception):  # noqa: N818 - not an error
+    """The run has come to the neurons it was for."""
+
+
+def _knobs_by_themselves(model: nn.Module, x: Tensor, neuron: nn.Module) -> _Knobs:
+    """The knobs of ``neuron``, with those of their channels that nothing comes through now and that reach no other neurons."""
+    of: dict[nn.Module, _Knobs] = {}
+
+    def find(module: nn.Module, current: Tensor, layers: dict[Tensor, _Layer]) -> None:
+        found = _knobs_of(current, layers)
+        of[module] = found[0] if found else []
+
+    _run(model, x, find)
+    knobs = of.pop(neuron, [])
+    taken = [(layer, mask) for others in of.values() for layer, mask in others]
+    return [(k, ~sum((mask for layer, mask in taken if layer is k), torch.zeros_like(mine))) for k, mine in knobs]
+
+
+def _bring_there(
+    model: nn.Module, x: Tensor, neuron: nn.Module, originals: _Originals, target: float, bounds: tuple[float, float]
+) -> None:
+    """Turns the knobs of ``neuron``, from where they were at first, to the best setting that a search by runs finds."""
+    knobs: _Knobs = []
+
+    def measure(module: nn.Module, current: Tensor, _layers: dict[Tensor, _Layer]) -> None:
+        if module is neuron:
+            rates.append(_rate(neuron, _sampled(current.detach())))
+            raise _Arrived
+
+    def turned(a: float, b: float) -> None:
+        for layer, mine in knobs:
+            _restore(layer.layer, mine, originals[layer.layer])
+            _turn(layer.layer, mine, a, b)
+
+    def rate(a: float, b: float) -> float:
+        turned(a, b)
+        with suppress(_Arrived):
+            _run(model, x, measure)
+        settings.append((abs(math.log(max(rates[-1], 1e-9) / target)), a, b))
+        return rates[-1]
+
+    rates: list[float] = []
+    settings: list[tuple[float, float, float]] = []
+    knobs += _knobs_by_themselves(model, x, neuron)
+    if not knobs:
+        return
+    for layer, mine in knobs:
+        _restore(layer.layer, mine, originals.setdefault(layer.layer, _parameters(layer.layer)))
+    knobs[:] = _knobs_by_themselves(model, x, neuron)
+    size = sum(float(k.output.detach().abs().mean()) for k, _ in knobs) / len(knobs)
+    unit = 1.0 / size if size > 0.0 else 1.0
+    # the rate need not grow with the scale: a gate may close. So no bisection, but steps first of 2, then of their roots
+    for a in sorted((unit * 2.0**k for k in range(-6, 7)), key=lambda a: abs(math.log(a / unit))):
+        rate(a, 0.0)
+    enough = math.log(bounds[1] / bounds[0]) / 4
+    if min(settings)[0] > enough and all(isinstance(k.layer.bias, Tensor) for k, _ in knobs):
+        for b in (0.25, 0.5, 1.0, 2.0, 4.0, -0.25, -0.5, -1.0, -2.0, -4.0):
+            for a in (unit, unit / 2, unit / 4, unit / 8):
+                rate(a, b)
+    for step in (2.0**0.5, 2.0**0.25, 2.0**0.125):
+        off, a, b = min(settings)
+        if off > enough:
+            for at in ((a * step, b), (a / step, b), (a, b * step), (a, b / step)):
+                rate(*at)
+    _, a, b = min(settings)
+    turned(a, b)
 
 
 def _overwrite(x: Tensor, values: Tensor) -> None:
@@ -323,6 +440,16 @@ def _overwrite(x: Tensor, values: Tensor) -> None:
         if stride == 0:  # repeated without a copy
             x, values = x.narrow(d, 0, 1), values.narrow(d, 0, 1)
     x.copy_(values)
+
+
+def _parameters(layer: Any) -> list[Tensor]:
+    """A copy of what :func:`_turn` changes."""
+    return [p.detach().clone() for p in (layer.weight, layer.bias) if isinstance(p, Tensor)]
+
+
+def _restore(layer: Any, channels: Tensor, parameters: list[Tensor]) -> None:
+    for ours, kept in zip((layer.weight, layer.bias), parameters, strict=False):
+        ours.data[channels] = kept[channels]
 
 
 def _turn(layer: Any, channels: Tensor, a: float, b: float) -> None:
