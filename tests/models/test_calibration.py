@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Literal
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from snngraph import models
 from snngraph.models.calibration import calibrate, firing_rates
 from snngraph.models.layers import StepWise
+from snngraph.models.spikingresformer import DSSA, SpikingResformer
 from snngraph.neurons import IF, LIF, set_step_mode
 
 
@@ -54,6 +56,101 @@ def test_layers_between_knob_and_neuron() -> None:
     model = nn.Sequential(convolution, Squash(), IF(), StepWise(nn.Flatten()), nn.Linear(36, 9), LIF())
     rates = calibrate(model, _events(5, 3, 2, 8, 8), low=0.1, high=0.2)
     assert all(0.1 <= rate <= 0.2 for rate in rates.values())
+
+
+class _Block(nn.Module):
+    """LIF - conv - BN - LIF - conv - BN [- gate with a relu], plus the input or a convolution of it: no neuron behind."""
+
+    def __init__(self, before: int, after: int, *, gated: bool) -> None:
+        super().__init__()
+        self.lif1, self.lif2 = LIF(), LIF()
+        self.conv1 = StepWise(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after))
+        self.conv2 = StepWise(nn.Conv2d(after, after, 3, padding=1, bias=False), nn.BatchNorm2d(after))
+        self.squeeze = nn.Linear(after, after, bias=False) if gated else None
+        self.shortcut: nn.Module = nn.Identity()
+        if before != after:
+            self.shortcut = StepWise(nn.Conv2d(before, after, 1, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv2(self.lif2(self.conv1(self.lif1(x))))
+        if self.squeeze is not None:
+            y = (y * self.squeeze(y.mean((0, 3, 4))).sigmoid()[:, :, None, None]).relu()
+        out: Tensor = y + self.shortcut(x)
+        return out
+
+
+@pytest.mark.parametrize("gated", [False, True])
+def test_deep_residual_nets(gated: bool) -> None:
+    """The sums grow from block to block; the last neurons still fire as wanted, and no block is switched off."""
+    torch.manual_seed(0)
+    blocks = [_Block(8 if k < 6 else 16, 8 if k < 5 else 16, gated=gated) for k in range(12)]
+    model = nn.Sequential(StepWise(nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8)), *blocks, LIF())
+    gates = [b.squeeze.weight.clone() for b in blocks if b.squeeze is not None]
+    x = _events(4, 2, 2, 8, 8)
+    rates = calibrate(model, x)
+    assert len(rates) == 25
+    assert all(0.05 <= rate <= 0.30 for rate in rates.values())
+    assert firing_rates(model, x) == rates
+    assert all(torch.equal(a, b.squeeze.weight) for a, b in zip(gates, blocks, strict=False) if b.squeeze is not None)
+    model.eval()
+    with torch.no_grad():
+        y = model[:-1](x)
+        for block in blocks:
+            norm = block.conv2[1]
+            assert isinstance(norm, nn.BatchNorm2d)
+            kept = norm.weight.clone()
+            norm.weight.zero_()
+            assert not torch.equal(model[:-1](x), y)
+            norm.weight.copy_(kept)
+
+
+def test_gates_in_time() -> None:
+    """Their rate neither grows with the scale nor is near what derivatives say."""
+
+    class Gate(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(6, 6, bias=False)
+
+        def forward(self, x: Tensor) -> Tensor:
+            scores: Tensor = self.mix(x.amax((2, 3, 4)).T).T
+            return x * (3 * scores).sigmoid()[:, :, None, None, None]
+
+    torch.manual_seed(1)
+    layers: list[nn.Module] = []
+    for before in (2, 8, 8):
+        layers += [StepWise(nn.Conv2d(before, 8, 3, padding=1), nn.BatchNorm2d(8)), Gate(), LIF()]
+    rates = calibrate(nn.Sequential(*layers), _events(6, 2, 2, 8, 8))
+    assert all(0.05 <= rate <= 0.30 for rate in rates.values())
+
+
+@pytest.mark.parametrize("neuron", ["lif", "plif"])
+def test_attention_follows_its_firing_rates(neuron: Literal["lif", "plif"]) -> None:
+    """Two layers of neurons share one batch norm, and the buffers are the rates of the net as it is in the end."""
+    torch.manual_seed(0)
+    model = SpikingResformer(
+        3, 8, 5, planes=(8, 16), heads=(2, 4), patches=(2, 1), depths=(1, 2), group_width=16, stem="small", neuron=neuron
+    )
+    x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    twin = copy.deepcopy(model)
+    rates = calibrate(model, x)
+    assert all(0.05 <= rate <= 0.30 for rate in rates.values())
+    calibrate(twin, x)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert all(p.requires_grad for p in model.parameters())
+    attention = {name: m for name, m in model.named_modules() if isinstance(m, DSSA)}
+    assert len(attention) == 3
+    for name, module in attention.items():
+        assert float(module.firing_rate_x.mean()) == pytest.approx(rates[f"{name}.lif_in"], rel=1e-5)
+        assert float(module.firing_rate_attn.mean()) == pytest.approx(rates[f"{name}.lif_attn"], rel=1e-5)
+    assert firing_rates(model, x) == rates
+
+
+def test_what_does_not_train_stays_so() -> None:
+    model = nn.Sequential(nn.Linear(4, 6), LIF(), nn.Linear(6, 3), LIF())
+    model[0].requires_grad_(False)
+    calibrate(model, torch.rand(10, 8, 4, generator=torch.Generator().manual_seed(0)))
+    assert [p.requires_grad for p in model.parameters()] == [False, False, True, True]
 
 
 def test_a_bias_shifts_where_no_scale_is_enough() -> None:
