@@ -82,7 +82,7 @@ def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30
         x: a typical input.
         low: least rate, spikes per neuron and step.
         high: largest rate.
-        sweeps: how often at most to walk through the net before single layers are looked at.
+        sweeps: how often at most to walk through the net before single layers are searched for; 0 is not at all.
 
     Returns:
         The rates, as :func:`firing_rates`.
@@ -103,8 +103,8 @@ def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30
         )
     target = math.sqrt(low * high)
     inside = (math.sqrt(low * target), math.sqrt(high * target))  # while a layer fires well inside the bounds, leave it alone
-    rates: dict[str, float] = {}
     originals: _Originals = {}
+    rates = _settled_rates(model, x) if sweeps < 1 else {}
     for sweep in range(sweeps):
         # what stands between knobs and neurons may amplify a correction: half of it, once the first has brought them near
         _sweep(model, x, originals, target, inside, share=0.5 if sweep else 1.0)

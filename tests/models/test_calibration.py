@@ -104,8 +104,9 @@ def test_deep_residual_nets(gated: bool) -> None:
             norm.weight.copy_(kept)
 
 
-def test_gates_in_time() -> None:
-    """Their rate neither grows with the scale nor is near what derivatives say."""
+@pytest.mark.parametrize("sweeps", [0, 4])
+def test_gates_in_time(sweeps: int) -> None:
+    """Their rate neither grows with the scale nor is near what derivatives say: runs of the net alone do as well."""
 
     class Gate(nn.Module):
         def __init__(self) -> None:
@@ -120,7 +121,9 @@ def test_gates_in_time() -> None:
     layers: list[nn.Module] = []
     for before in (2, 8, 8):
         layers += [StepWise(nn.Conv2d(before, 8, 3, padding=1), nn.BatchNorm2d(8)), Gate(), LIF()]
-    rates = calibrate(nn.Sequential(*layers), _events(6, 2, 2, 8, 8))
+    model, x = nn.Sequential(*layers), _events(6, 2, 2, 8, 8)
+    rates = calibrate(model, x, sweeps=sweeps)
+    assert firing_rates(model, x) == rates
     assert all(0.05 <= rate <= 0.30 for rate in rates.values())
 
 
@@ -133,6 +136,7 @@ def test_attention_follows_its_firing_rates(neuron: Literal["lif", "plif"]) -> N
     )
     x = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     twin = copy.deepcopy(model)
+    assert all(0.05 <= rate <= 0.30 for rate in calibrate(copy.deepcopy(model), x, sweeps=0).values())
     rates = calibrate(model, x)
     assert all(0.05 <= rate <= 0.30 for rate in rates.values())
     calibrate(twin, x)
