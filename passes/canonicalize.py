@@ -5,6 +5,7 @@
 * ``view``, ``squeeze``, ``unsqueeze``, ``flatten``: ``reshape``, with ``-1`` in the dimension that carries the batch; a reshape
   of a reshape is one.
 * A slice of one entry whose dimension is dropped: ``select``.
+* The largest value along a dimension, without its position: ``amax`` (``amin``). Pooling to one value: ``mean`` or ``amax``.
 * An operator on constants alone: its value.
 * ``snn::`` operators: state, decay and threshold by position, everything else by name, what changes nothing left out, and
   without the surrogate, which matters in training only.
@@ -68,7 +69,7 @@ class Canonicalize(Pass):
         """Applies the rules in the order of the module's text, once over the graph each."""
         edit = Rewriter(graph)
         dims = batch_dims(graph)
-        for rule in (_drop_identities, _spell_reshapes):
+        for rule in (_drop_identities, _spell_reshapes, _spell_reductions):
             for node in graph.nodes:
                 if node.op == "call_function":
                     rule(edit, node, dims)
@@ -119,6 +120,40 @@ def _spell_reshapes(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | Non
     node.target = RESHAPE
     node.args = (node.args[0], node.args[1] if was_view else shape)
     node.kwargs = {}
+
+
+_EXTREMES = {aten.max.dim: aten.amax.default, aten.min.dim: aten.amin.default}
+_POOLS: dict[Any, tuple[Any, int]] = {
+    aten._adaptive_avg_pool2d.default: (aten.mean.dim, 2),
+    aten._adaptive_avg_pool3d.default: (aten.mean.dim, 3),
+    aten.adaptive_max_pool2d.default: (aten.amax.default, 2),
+    aten.adaptive_max_pool3d.default: (aten.amax.default, 3),
+}
+
+
+def _spell_reductions(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | None]) -> None:
+    """``max.dim`` and adaptive pooling to one value as reductions, where nobody asks for the positions."""
+    target: Any = node.target
+    if target in _EXTREMES:
+        given = arguments(node)
+        reduction, over, keepdim = _EXTREMES[target], [given["dim"]], given["keepdim"]
+    elif target in _POOLS and all(n == 1 for n in operand(node, 1)):
+        reduction, window = _POOLS[target]
+        over, keepdim = list(range(-window, 0)), True
+    else:
+        return
+    whole = isinstance(node.meta["val"], Tensor)
+    values = [node] if whole else list(node.users)
+    if not whole and any(not is_op(u, operator.getitem) or operand(u, 1) != 0 for u in values):
+        return
+    edit.did(node, f"{target} is {reduction}")
+    with edit.graph.graph.inserting_before(node):
+        new = edit.graph.graph.call_function(reduction, (operand(node), over, keepdim))
+    new.meta = dict(values[0].meta) if values else dict(node.meta)
+    for value in values:
+        value.replace_all_uses_with(new)
+    if values:
+        dims[new] = dims.get(values[0])
 
 
 def _join_reshapes(edit: Rewriter, dims: dict[fx.Node, int | None]) -> None:

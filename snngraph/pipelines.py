@@ -6,6 +6,7 @@ from typing import Literal
 
 from snngraph.passes.base import Pipeline
 from snngraph.passes.canonicalize import Canonicalize
+from snngraph.passes.compose_low_rank import ComposeLowRank
 from snngraph.passes.eliminate_dead import EliminateDead
 from snngraph.passes.flatten_time import FlattenTime
 from snngraph.passes.fold_attention import FoldAttention
@@ -29,11 +30,15 @@ def default(target: str = "openvino", precision: Literal["fp32"] | str = "fp32")
             Canonicalize(),
             MergeTime(),  # a no-op on a captured graph; graphs also come from text and from outside passes
             Canonicalize(),
+            ComposeLowRank(),
+            Canonicalize(),
             HoistStatic(),
             FoldBatchNorm(),
             SinkScales(),  # before time is flattened: whether a scale varies over time is seen from its shape
             FoldAttention(),
             FlattenTime(),
+            Canonicalize(),
+            HoistStatic(),  # what FlattenTime brought into the form that it moves
             Canonicalize(),
             EliminateDead(),
         ),

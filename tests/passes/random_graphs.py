@@ -19,6 +19,15 @@ NEURONS = (
     "decay=0.5, threshold=0.2, reset='soft', emit='count', level=0.5",
 )
 
+GATES = {
+    "t": "sigmoid(reshape(mean({x}, [2, 3, 4]) + amax({x}, [2, 3, 4]), [{T}, -1, 1, 1, 1]))",
+    "c": "sigmoid(reshape(mean({x}, [0, 3, 4]) - amax({x}, [0, 3, 4]), [1, -1, {C}, 1, 1]))",
+    "s": "sigmoid(reshape(mean({x}, [0, 2]) + amax({x}, [0, 2]), [1, -1, 1, {S}, {S}]))",
+    "z": "reshape(mean({x}, [0, 3, 4]), [1, -1, {C}, 1, 1])",  # of any sign
+    "k": "0.75",
+}
+"""Scales of a neuron's input: over time, channels, pixels; the kinds that attention on membrane input has."""
+
 
 @st.composite
 def graph_texts(draw: st.DrawFn) -> str:
@@ -45,7 +54,16 @@ def graph_texts(draw: st.DrawFn) -> str:
         if bool(same) and draw(st.booleans()):
             lines.append(f"a{k} = {last} + flatten_time({same[-1]}.s)")
             last = f"a{k}"
-        lines.append(f"s{k} = lif(split_time({last}), {draw(st.sampled_from(NEURONS))})")
+        lines.append(f"t{k} = split_time({last})")
+        last = f"t{k}"
+        for gate in draw(st.lists(st.sampled_from(sorted(GATES)), max_size=3)):
+            name = f"{last}{gate}"
+            lines.append(f"{name} = {last} * {GATES[gate].format(x=last, T=steps, C=channels, S=size)}")
+            last = name
+        if draw(st.booleans()):
+            lines.append(f"r{k} = relu({last})")
+            last = f"r{k}"
+        lines.append(f"s{k} = lif({last}, {draw(st.sampled_from(NEURONS))})")
         spikes.append((f"s{k}", channels, size))
         last = f"s{k}.s"
         if draw(st.booleans()):

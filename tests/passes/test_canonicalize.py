@@ -21,6 +21,9 @@ from snngraph.testing import assert_equivalent, assert_graph, parse
         ("relu(squeeze.dim(unsqueeze(x, 0), 0))", "relu(x)"),
         ("relu(x) + relu(x)", "r = relu(x); r + r"),
         ("relu(squeeze.dim(slice.Tensor(x, 0, 1, 2), 0))", "relu(select(x, 0, 1))"),
+        ("relu(max.dim(x, 2)[0])", "relu(amax(x, [2], False))"),
+        ("relu(min.dim(x, -1, True)[0])", "relu(amin(x, [-1], True))"),
+        ("relu(adaptive_max_pool2d(x, [1, 1])[0])", "relu(amax(x, [-2, -1], True))"),
         ("x * sigmoid(w[4, 1])", "x * w[4, 1]"),
         ("lif(x, decay=0.5, input_gain=1.0, bias=0.0, gain=1.0).s", "lif(x, decay=0.5).s"),
         ("lif(x, decay=sigmoid(w[5])).s", "lif(x, decay=w[5]).s"),
@@ -36,6 +39,13 @@ def test_one_spelling(before: str, after: str) -> None:
     again = Canonicalize()(result.graph)
     assert not again.changed
     assert again.graph is result.graph
+
+
+def test_pooling_to_one_value_is_a_mean() -> None:
+    graph = parse("x[3, N, 4, 5] -> relu(_adaptive_avg_pool2d(x, [1, 1]))")
+    result = Canonicalize()(graph)
+    assert_graph(result.graph, "x[3, N, 4, 5] -> relu(mean.dim(x, [-2, -1], True))")
+    assert_equivalent(graph, result.graph, tolerance=1e-15)
 
 
 @pytest.mark.parametrize("text", ["relu(x)", "x + 0.0", "x * 2.0", "relu(lif(x).s)"])
