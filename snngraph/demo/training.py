@@ -1,5 +1,7 @@
 """Trains the demo's net on the digits, in a minute or two on two CPU cores, and loads the one that comes with the package.
 
+:func:`fit` and :func:`train` take any classifier, of event frames ``[T, N, C, H, W]`` or of images ``[N, C, H, W]``.
+
 The loss is the cross-entropy of the output neurons' rates, scaled so that a rate difference of 0.1 counts as one unit of a
 logit; AdamW with a one-cycle learning rate; the only augmentation is a shift by a pixel. The net starts calibrated (every layer
 fires), which saves the first epochs, and still fires everywhere when trained: that is checked at the end.
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,9 @@ __all__ = [
     "Progress",
     "Recipe",
     "accuracy",
+    "batch_dim",
     "demo_metadata",
+    "fit",
     "load_demo_model",
     "save_demo_model",
     "train",
@@ -89,15 +93,21 @@ class Epoch:
 
 Progress: TypeAlias = Callable[[Epoch], None]
 
+_Model = TypeVar("_Model", bound=nn.Module)
+
+
+def batch_dim(x: Tensor) -> int:
+    """Where the samples lie: dimension 1 of sequences ``[T, N, C, H, W]``, dimension 0 of images ``[N, C, H, W]``."""
+    return x.dim() - 4
+
 
 def accuracy(model: nn.Module, x: Tensor, y: Tensor, *, batch: int = 128) -> float:
-    """The share of sequences ``x`` ``[T, N, 2, H, W]`` that the model, in ``eval()``, gives their label ``y`` ``[N]``."""
+    """The share of sequences or images ``x`` that the model, in ``eval()``, gives their label ``y`` ``[N]``."""
     training = model.training
+    parts = zip(x.split(batch, batch_dim(x)), y.split(batch), strict=True)
     model.eval()
     with torch.no_grad():
-        right = sum(
-            int((model(part).argmax(1) == label).sum()) for part, label in zip(x.split(batch, 1), y.split(batch), strict=True)
-        )
+        right = sum(int((model(part).argmax(1) == label).sum()) for part, label in parts)
     model.train(training)
     return right / len(y)
 
@@ -110,11 +120,11 @@ def train(
     *,
     after_epoch: Callable[[int, float], None] | None = None,
 ) -> list[float]:
-    """Trains ``model`` in place on ``x`` ``[T, N, 2, H, W]`` and labels ``y`` ``[N]``.
+    """Trains ``model`` in place on ``x`` and labels ``y`` ``[N]``.
 
     Args:
-        model: scores ``[N, classes]`` of sequences, between 0 and 1.
-        x: event frames.
+        model: scores ``[N, classes]``, which the recipe's gain makes logits.
+        x: event frames ``[T, N, C, H, W]`` or images ``[N, C, H, W]``.
         y: labels.
         recipe: how to train.
         after_epoch: is told each epoch's number, from 1, and mean loss.
@@ -133,7 +143,7 @@ def train(
             model.train()
             total = 0.0
             for chosen in torch.randperm(len(y), generator=draw).split(recipe.batch):
-                scores = model(_shifted(x[:, chosen], recipe.shift, draw))
+                scores = model(_shifted(x.index_select(batch_dim(x), chosen), recipe.shift, draw))
                 loss = F.cross_entropy(recipe.gain * scores, y[chosen])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
@@ -156,13 +166,43 @@ def _training(recipe: Recipe) -> Iterator[None]:
 
 
 def _shifted(x: Tensor, most: int, draw: torch.Generator) -> Tensor:
-    """Every sequence of ``[T, N, C, H, W]`` moved by up to ``most`` pixels; what comes in is empty."""
+    """Every sample of ``x`` moved by up to ``most`` pixels; what comes in is empty."""
     if not most:
         return x
-    height, width = x.shape[3:]
-    offsets = torch.randint(0, 2 * most + 1, (x.shape[1], 2), generator=draw).tolist()
-    padded = F.pad(x, (most, most, most, most))
-    return torch.stack([padded[:, k, :, dy : dy + height, dx : dx + width] for k, (dy, dx) in enumerate(offsets)], dim=1)
+    (height, width), dim = x.shape[-2:], batch_dim(x)
+    offsets = torch.randint(0, 2 * most + 1, (x.shape[dim], 2), generator=draw).tolist()
+    padded = F.pad(x, (most, most, most, most)).unbind(dim)
+    moved = [sample[..., dy : dy + height, dx : dx + width] for sample, (dy, dx) in zip(padded, offsets, strict=True)]
+    return torch.stack(moved, dim)
+
+
+def fit(build: Callable[[], _Model], data: Digits, recipe: Recipe | None = None, progress: Progress | None = None) -> _Model:
+    """Builds a net with the recipe's seed, calibrates it (every layer fires) and trains it: the same net for the same recipe.
+
+    Args:
+        build: makes the net with fresh weights; scores ``[N, classes]``.
+        data: what to train on, and to test on.
+        recipe: how to train.
+        progress: is called after every epoch; the accuracy on the test part is measured only for it, and decides nothing.
+
+    Returns:
+        The trained net, in ``eval()``.
+    """
+    recipe = recipe or Recipe()
+    train_x, train_y, test_x, test_y = (torch.from_numpy(part) for part in data)
+    start = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        model = build()
+    calibrate(model, train_x.narrow(batch_dim(train_x), 0, min(64, len(train_y))))
+
+    def tell(epoch: int, loss: float) -> None:
+        if progress is not None:
+            right = accuracy(model, test_x, test_y)
+            progress(Epoch(epoch, recipe.epochs, loss, right, time.perf_counter() - start))
+
+    train(model, train_x, train_y, recipe, after_epoch=tell)
+    return model
 
 
 # -- the demo's net ------------------------------------------------------------------------------------------------------------
@@ -185,21 +225,9 @@ def train_demo_model(
         RuntimeError: a layer of the trained net fires at a rate outside 3 to 40 %.
         ImportError: scikit-learn is missing.
     """
-    recipe = recipe or Recipe()
-    train_x, train_y, test_x, test_y = (torch.from_numpy(part) for part in digits or load_digits(T))
-    start = time.perf_counter()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.seed)
-        model = build()
-    calibrate(model, train_x[:, :64])
-
-    def tell(epoch: int, loss: float) -> None:
-        if progress is not None:
-            right = accuracy(model, test_x, test_y)
-            progress(Epoch(epoch, recipe.epochs, loss, right, time.perf_counter() - start))
-
-    train(model, train_x, train_y, recipe, after_epoch=tell)
-    check_rates(firing_rates(model, test_x))
+    digits = digits or load_digits(T)
+    model = fit(build, digits, recipe, progress)
+    check_rates(firing_rates(model, torch.from_numpy(digits.test_x)))
     return model
 
 
