@@ -28,6 +28,7 @@ _BUILTIN = {
     "eliminate_dead": "snngraph.passes.eliminate_dead:EliminateDead",
     "flatten_time": "snngraph.passes.flatten_time:FlattenTime",
     "fold_attention": "snngraph.passes.fold_attention:FoldAttention",
+    "fold_average_pool": "snngraph.passes.fold_average_pool:FoldAveragePool",
     "fold_batch_norm": "snngraph.passes.fold_batch_norm:FoldBatchNorm",
     "hoist_static": "snngraph.passes.hoist_static:HoistStatic",
     "merge_time": "snngraph.passes.merge_time:MergeTime",

@@ -10,6 +10,7 @@ from snngraph.passes.compose_low_rank import ComposeLowRank
 from snngraph.passes.eliminate_dead import EliminateDead
 from snngraph.passes.flatten_time import FlattenTime
 from snngraph.passes.fold_attention import FoldAttention
+from snngraph.passes.fold_average_pool import FoldAveragePool
 from snngraph.passes.fold_batch_norm import FoldBatchNorm
 from snngraph.passes.hoist_static import HoistStatic
 from snngraph.passes.merge_time import MergeTime
@@ -34,6 +35,7 @@ def default(target: str = "openvino", precision: Literal["fp32"] | str = "fp32")
             Canonicalize(),
             HoistStatic(),
             FoldBatchNorm(),
+            FoldAveragePool(),
             SinkScales(),  # before time is flattened: whether a scale varies over time is seen from its shape
             FoldAttention(),
             FlattenTime(),

@@ -8,6 +8,7 @@ gives it; a ``Reshape`` is emitted only for an operator that really needs the ot
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
@@ -42,6 +43,12 @@ _ONNX_TYPES = {
     torch.uint8: onnx.TensorProto.UINT8,
     torch.bool: onnx.TensorProto.BOOL,
 }
+
+
+_PER_STEP = ("Conv", "MaxPool", "AveragePool", "Relu")
+"""Operators that treat the samples of ``[T*N, ...]`` apart."""
+_LARGE = 1 << 21
+"""Elements of a layer's result over all steps from which on it runs step by step: 8 MB, which no core's cache holds."""
 
 
 class Refusal(Exception):  # noqa: N818 - no error yet: it becomes one line of an UnsupportedOperatorError
@@ -92,6 +99,11 @@ def numel(shape: Shape) -> Dim:
     return Batch(math.prod(sizes) * free[0]) if free else math.prod(sizes)
 
 
+def elements_of(count: Dim) -> int:
+    """The number of elements; of a free batch, none is promised."""
+    return count if isinstance(count, int) else 0
+
+
 def merged(shape: Shape) -> Shape:
     """``[T, N, ...]`` as ``[T*N, ...]``."""
     return (numel(shape[:2]), *shape[2:])
@@ -112,6 +124,10 @@ class Builder:
         self._constants: dict[tuple[Any, ...], str] = {}
         self._emitted: dict[tuple[Any, ...], list[str]] = {}
         self._expanded: dict[tuple[Any, ...], str] = {}
+        self._makers: dict[str, onnx.NodeProto] = {}
+        self._joined: set[str] = set()  # tensors that are their T steps, one after the other
+        self._elements: dict[str, Dim] = {}
+        self.private: set[str] = set()  # tensors that one operator alone will read
 
     # -- values ------------------------------------------------------------------------------------------------------------
 
@@ -127,6 +143,7 @@ class Builder:
 
     def value(self, tensor: str, shape: Shape, dtype: torch.dtype = torch.float32, *, layout: Shape | None = None) -> Value:
         """The value that an ONNX tensor holds."""
+        self._elements[tensor] = numel(shape)
         return Value(tensor, shape if layout is None else layout, shape, dtype)
 
     def constant(self, tensor: Tensor, title: str = "") -> Value:
@@ -251,6 +268,7 @@ class Builder:
             self.nodes.append(helper.make_node(op, names, made, name=made[0], **attributes))
             self._emitted[key] = made
             self._produced.update(made)
+            self._makers.update(dict.fromkeys(made, self.nodes[-1]))
         return self._emitted[key]
 
     def _operand(self, x: str | Value | Tensor | None) -> str:
@@ -276,14 +294,34 @@ class Builder:
         layout = merged(value.shape)
         tensor = self.name(self.view(value, layout))
         step_layout = merged((1, *shape)) if len(layout) != len(shape) else shape
-        names = self.emit_many("Split", [tensor], steps, axis=0, num_outputs=steps) if steps > 1 else [tensor]
+        names = self._unstacked(tensor, steps, numel(layout))
         return [self.value(name, shape, value.dtype, layout=step_layout) for name in names]
+
+    def _unstacked(self, tensor: str, steps: int, elements: Dim) -> list[str]:
+        """The ``steps`` parts of a time-major tensor: of a ``Concat`` its inputs, of a layer the layer on the parts of its input.
+
+        A split copies. So a large result of a layer that nothing else reads is never made whole: the layer runs step by step, its
+        result stays in the cache, and the neuron's first operation is fused into it.
+        """
+        maker = self._makers.get(tensor)
+        if steps == 1 or maker is None:
+            return [tensor] if steps == 1 else self.emit_many("Split", [tensor], steps, axis=0, num_outputs=steps)
+        if tensor in self._joined:
+            return list(maker.input)
+        per_step = maker.op_type in _PER_STEP and all(name in self.initializers for name in maker.input[1:])
+        if tensor in self.private and per_step and (maker.op_type == "Relu" or elements_of(elements) >= _LARGE):
+            attributes = {a.name: helper.get_attribute_value(a) for a in maker.attribute}
+            before = self._unstacked(maker.input[0], steps, self._elements.get(maker.input[0], 0))
+            return [self.emit(maker.op_type, part, *maker.input[1:], **attributes) for part in before]
+        return self.emit_many("Split", [tensor], steps, axis=0, num_outputs=steps)
 
     def joined(self, steps: Sequence[Value]) -> Value:
         """The inverse of :meth:`steps`: one ``Concat`` to ``[T*N, ...]``, seen as ``[T, N, ...]``."""
         shape = (len(steps), *steps[0].shape)
         names = [self.name(self.view(s, merged((1, *s.shape)))) for s in steps]
         tensor = self.emit("Concat", *names, axis=0) if len(names) > 1 else names[0]
+        if len(names) > 1:
+            self._joined.add(tensor)
         return self.value(tensor, shape, steps[0].dtype, layout=merged(shape))
 
     # -- names -------------------------------------------------------------------------------------------------------------
@@ -301,9 +339,19 @@ class Builder:
             self._names[tensor] = wanted
 
     def finished_nodes(self) -> list[onnx.NodeProto]:
-        """The nodes with all names as asked for."""
+        """The nodes with all names as asked for, without those that nobody reads any more."""
+        self._drop_unread()
         for node in self.nodes:
             for names in (node.input, node.output):
                 for k, name in enumerate(names):
                     names[k] = self._names.get(name, name)
         return self.nodes
+
+    def _drop_unread(self) -> None:
+        """Drops what steps have taken the place of; a node of which a name was asked for stays."""
+        readers = Counter(name for node in self.nodes for name in node.input)
+        for k in reversed(range(len(self.nodes))):
+            node = self.nodes[k]
+            if node.op_type in _PER_STEP and not any(readers[name] or name in self._names for name in node.output):
+                readers.subtract(node.input)
+                del self.nodes[k]

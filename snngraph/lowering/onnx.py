@@ -112,6 +112,7 @@ class _Lowering:
         self.steps: dict[fx.Node, Steps] = {}
         self.spikes: dict[fx.Node, Value] = {}
         self.problems: list[str] = []
+        self.tensors_seen: set[str] = set()
 
     @staticmethod
     def _placeholders(graph: SpikingGraph) -> list[fx.Node]:
@@ -123,6 +124,7 @@ class _Lowering:
         for node in self.graph.nodes:
             if node.op in ("get_attr", "call_function"):
                 self.values[node] = self._value(node)
+                self._note_readers(node)
         if self.problems:
             raise UnsupportedOperatorError(
                 "no ONNX translation for:\n" + "\n".join(f"  {p}" for p in self.problems) + "\n"
@@ -151,6 +153,17 @@ class _Lowering:
         except Refusal as reason:
             self.problems.append(f"{describe(node)}: {reason}")
         return self._stand_in(node)
+
+    def _note_readers(self, node: fx.Node) -> None:
+        """Tells the builder whether the tensor of this node, which may be a view of another's, has one reader."""
+        value = self.values[node]
+        tensors = {v.tensor for v in (value if isinstance(value, tuple | list) else [value]) if isinstance(v, Value) and v.tensor}
+        for tensor in tensors:
+            if tensor not in self.tensors_seen and len(node.users) == 1:
+                self.builder.private.add(tensor)
+            elif len(node.users) > 1:
+                self.builder.private.discard(tensor)
+            self.tensors_seen.add(tensor)
 
     def _operator(self, node: fx.Node) -> Any:
         translation = TRANSLATIONS.get(node.target)

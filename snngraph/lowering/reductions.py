@@ -26,8 +26,11 @@ def reduced(builder: Builder, op: str, x: Value, dims: Sequence[int] | int | Non
         return x
     kept: Shape = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
     shape = kept if keepdim else tuple(n for d, n in enumerate(x.shape) if d not in axes)
-    if stacked_layout(x) and axes[0] > 1:
-        x, axes = builder.view(x, x.layout), [d - 1 for d in axes]
+    if stacked_layout(x) and (axes[0] > 1 or x.shape[1] == 1):
+        # Of one sample, [T, 1, ...] held as [T, ...], steps can be reduced as they lie, without a tensor of five dimensions.
+        x, axes = builder.view(x, x.layout), sorted({max(d - 1, 0) for d in axes if d != 1})
+        if not axes:
+            return builder.view(x, shape)
     if len(x.shape) == 3:
         # OpenVINO (2026.4) fuses a per-channel operator behind a reduction of three dimensions along the wrong one; and, told to
         # drop dimensions, it has merged two reductions along wrong ones (https://github.com/openvinotoolkit/openvino/issues/31833).

@@ -50,6 +50,9 @@ def graph_texts(draw: st.DrawFn) -> str:
         if draw(st.booleans()):
             lines.append(f"n{k} = batch_norm({last}, g{k}[{out}], e{k}[{out}], m{k}[{out}], v{k}[{out}])")
             last = f"n{k}"
+        if size % 2 == 0 and draw(st.booleans()):
+            lines.append(f"ap{k} = avg_pool2d({last}, [2, 2], [2, 2])")
+            last, size = f"ap{k}", size // 2
         same = [s for s, c, d in spikes if c == channels and d == size]
         if bool(same) and draw(st.booleans()):
             lines.append(f"a{k} = {last} + flatten_time({same[-1]}.s)")

@@ -14,6 +14,7 @@ from snngraph.passes.compose_low_rank import ComposeLowRank
 from snngraph.passes.eliminate_dead import EliminateDead
 from snngraph.passes.flatten_time import FlattenTime
 from snngraph.passes.fold_attention import FoldAttention
+from snngraph.passes.fold_average_pool import FoldAveragePool
 from snngraph.passes.fold_batch_norm import FoldBatchNorm
 from snngraph.passes.hoist_static import HoistStatic
 from snngraph.passes.merge_time import MergeTime
@@ -28,6 +29,7 @@ PASSES: list[Pass] = [
     EliminateDead(),
     FlattenTime(),
     FoldAttention(),
+    FoldAveragePool(),
     FoldBatchNorm(),
     HoistStatic(),
     MergeTime(),
