@@ -130,7 +130,8 @@ def _as_tensors(example: Any) -> tuple[Tensor, ...]:
             raise CaptureError(f"example input {k} has type {tensor.dtype}: {hint}")
         if tensor.device.type != "cpu":
             raise CaptureError(f"example input {k} is on {tensor.device}: move model and example to the CPU for the capture")
-    return tuple(t.detach().contiguous() for t in tensors)
+    # a copy: contiguous() keeps the strides of dimensions of size 1, which decide the memory layout of convolutions
+    return tuple(t.detach().clone(memory_format=torch.contiguous_format) for t in tensors)
 
 
 def _require_eval(model: nn.Module) -> None:

@@ -21,6 +21,7 @@ from snngraph.errors import (
     TrainingModeError,
     WarmStateWarning,
 )
+from snngraph.frontends.capture import _as_tensors
 from snngraph.models.layers import StepWise
 
 M = TypeVar("M", bound=nn.Module)
@@ -195,6 +196,14 @@ def test_numpy_examples_and_the_graph_in_float32_equals_the_model() -> None:
     x = np.random.default_rng(0).normal(size=(4, 2, 2, 8, 8)).astype(np.float32)
     graph = snngraph.trace(model, x).to(torch.float32)
     torch.testing.assert_close(graph(torch.from_numpy(x)), run(model, torch.from_numpy(x)), rtol=1e-6, atol=1e-6)
+
+
+def test_the_memory_layout_of_an_example_does_not_matter() -> None:
+    """Images of one channel may have the strides of channels-last and be contiguous as well; convolutions follow the strides."""
+    x = torch.rand(2, 8, 8, 1).permute(0, 3, 1, 2)
+    assert x.is_contiguous()
+    assert x.stride() == (64, 1, 8, 1)
+    assert [t.stride() for t in _as_tensors(x)] == [(64, 64, 8, 1)]
 
 
 def test_shared_modules_get_names_of_their_own() -> None:
