@@ -15,12 +15,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 import snngraph
-from snngraph.demo.data import Digits, load_digits, load_static_digits
+from snngraph.demo.data import Digits, EventCamera, load_images, split
 from snngraph.demo.training import Epoch, Recipe, batch_dim, fit
 from snngraph.runtime.engine import Engine
 from snngraph.threads import torch_threads
 
-__all__ = ["THREADS", "Epochs", "Output", "Quick", "Seed", "check", "event_digits", "samples", "static_digits", "train"]
+__all__ = [
+    "THREADS",
+    "Epochs",
+    "Output",
+    "Quick",
+    "Seed",
+    "check",
+    "console",
+    "event_digits",
+    "samples",
+    "static_digits",
+    "train",
+]
 
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training part.")]
 Seed = Annotated[int, typer.Option(help="Of weights, order, shifts and dropout.")]
@@ -40,18 +52,18 @@ console = Console(highlight=False, soft_wrap=True)
 
 def event_digits(T: int, quick: bool = False) -> Digits:
     """Handwritten digits seen by a simulated event camera: frames ``[T, N, 2, 24, 24]`` and labels, 360 of 1797 held out."""
-    train_x, train_y, test_x, test_y = load_digits(T)
-    return (
-        Digits(train_x[:, :480], train_y[:480], test_x[:, :96], test_y[:96])
-        if quick
-        else Digits(train_x, train_y, test_x, test_y)
-    )
+    train_x, train_y, test_x, test_y = static_digits(quick)
+    camera = EventCamera()
+    return Digits(camera.frames(train_x[:, 0], T), train_y, camera.frames(test_x[:, 0], T), test_y)
 
 
 def static_digits(quick: bool = False) -> Digits:
     """The same digits as images ``[N, 1, 8, 8]``."""
-    train_x, train_y, test_x, test_y = load_static_digits()
-    return Digits(train_x[:480], train_y[:480], test_x[:96], test_y[:96]) if quick else Digits(train_x, train_y, test_x, test_y)
+    images, labels = load_images()
+    train, test = split(labels)
+    if quick:
+        train, test = train[:480], test[:96]
+    return Digits(images[train, None], labels[train], images[test, None], labels[test])
 
 
 def samples(x: Tensor, count: int) -> Tensor:

@@ -28,7 +28,7 @@ def main(epochs: Epochs = 6, seed: Seed = 0, quick: Quick = False, output: Outpu
     data = event_digits(T, quick)
     model = train(build, data, Recipe(epochs=min(epochs, 2) if quick else epochs, seed=seed, threads=THREADS))
     example = samples(torch.from_numpy(data.test_x), 1)
-    with snngraph.convert(model, example, path=output, force=True, threads=THREADS) as engine:
+    with snngraph.convert(model, example, path=output, force=True, batch_size="dynamic", threads=THREADS) as engine:
         check(model, engine, data, quick)
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["EVENT", "Digits", "EventCamera", "frames_from_events", "load_digits", "load_images", "load_static_digits", "split"]
+__all__ = ["EVENT", "Digits", "EventCamera", "frames_from_events", "load_digits", "load_images", "split"]
 
 Floats: TypeAlias = npt.NDArray[np.float32]
 
@@ -193,10 +193,7 @@ def frames_from_events(events: npt.NDArray[Any], T: int, *, size: int, duration_
 
 
 class Digits(NamedTuple):
-    """Event frames ``[T, N, 2, H, W]`` (float32 counts; channels OFF, ON) and labels ``[N]`` (int64), split.
-
-    Of :func:`load_static_digits`, images ``[N, 1, 8, 8]`` in place of the frames.
-    """
+    """Event frames ``[T, N, 2, H, W]`` (float32 counts; channels OFF, ON) and labels ``[N]`` (int64), split."""
 
     train_x: Floats
     train_y: npt.NDArray[np.int64]
@@ -257,19 +254,3 @@ def load_digits(
     train, test = split(labels, held_out, seed)
     frames = (camera or EventCamera()).frames(images, T, clip=clip)
     return Digits(frames[:, train], labels[train], frames[:, test], labels[test])
-
-
-def load_static_digits(*, held_out: int = 360, seed: int = 0) -> Digits:
-    """The digits as they are, images ``[N, 1, 8, 8]`` with intensities in [0, 1], split as :func:`load_digits` splits them.
-
-    Args:
-        held_out: images of the test part.
-        seed: of the split.
-
-    Raises:
-        ValueError: ``held_out`` is out of range.
-        ImportError: scikit-learn is missing.
-    """
-    images, labels = load_images()
-    train, test = split(labels, held_out, seed)
-    return Digits(images[train, None], labels[train], images[test, None], labels[test])
