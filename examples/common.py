@@ -36,12 +36,16 @@ __all__ = [
 
 Epochs = Annotated[int, typer.Option(min=1, help="Passes over the training part.")]
 Seed = Annotated[int, typer.Option(help="Of weights, order, shifts and dropout.")]
-Quick = Annotated[bool, typer.Option("--quick", help="A third of the digits: to see that everything works, not how well.")]
+Quick = Annotated[
+    bool, typer.Option("--quick", help="A quarter of the digits, two epochs: to see that everything works, not how well.")
+]
 Output = Annotated[Path | None, typer.Option(help="Save the engine here (.snn).")]
 
 THREADS = 1  # of training, PyTorch and engine: small nets run no faster on two that wait for each other
 ACCURACY = 0.85
 QUICK_ACCURACY = 0.25  # chance is 0.1
+QUICK_TRAIN = 360
+QUICK_TEST = 72
 VERIFIED = 64
 QUICK_VERIFIED = 32
 
@@ -62,7 +66,7 @@ def static_digits(quick: bool = False) -> Digits:
     images, labels = load_images()
     train, test = split(labels)
     if quick:
-        train, test = train[:480], test[:96]
+        train, test = train[:QUICK_TRAIN], test[:QUICK_TEST]
     return Digits(images[train, None], labels[train], images[test, None], labels[test])
 
 
