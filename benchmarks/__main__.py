@@ -12,42 +12,59 @@ import subprocess
 import sys
 from pathlib import Path
 
+ATTENTION = "benchmarks.attention"
 NAMES = {
     "demo": "benchmarks.cpu",
-    "tcja_dvs128": "benchmarks.cpu",
     "tcja_cifar10dvs": "benchmarks.cpu",
     "conversion": "benchmarks.conversion",
     "imports": "benchmarks.imports",
+    "att_res_snn18_t1": ATTENTION,
+    "att_res_snn18_t4": ATTENTION,
+    "spikingresformer_ti": ATTENTION,
+    "ma_gesture_tcsa": ATTENTION,
+    "tcja_dvs128": ATTENTION,
+    "pfa_vgg_r8": ATTENTION,
+    "pfa_vgg_r64": ATTENTION,
+    "pfa_vgg_loop_r8": ATTENTION,
+    "pfa_vgg_loop_r64": ATTENTION,
 }
+GROUPS = {"attention": [name for name, module in NAMES.items() if module == ATTENTION]}
 
 
 def main() -> int:
     """Each benchmark runs in a process of its own, so that its memory is its own."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Times engines, conversion and imports.")
-    parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join(NAMES)}  [all]")
+    parser.add_argument("names", nargs="*", metavar="name", help=f"which: {', '.join([*NAMES, *GROUPS])}  [all]")
     parser.add_argument("--rounds", type=int, help="how often each is timed")
     parser.add_argument("--peer", action="append", help="a peer to time; repeatable  [all]")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the results")
+    parser.add_argument("--small", action="store_true", help="tiny nets, to try the attention cases; writes to --out alone")
+    parser.add_argument("--out", type=Path, help="folder of the results  [benchmarks/results]")
     options = parser.parse_args()
-    unknown = [name for name in options.names if name not in NAMES]
+    unknown = [name for name in options.names if name not in NAMES and name not in GROUPS]
     if unknown:
-        parser.error(f"no benchmark is named {', '.join(unknown)}; known: {', '.join(NAMES)}")
+        parser.error(f"no benchmark is named {', '.join(unknown)}; known: {', '.join([*NAMES, *GROUPS])}")
     if options.rounds is not None and options.rounds < 1:
         parser.error("--rounds: expected at least 1")
-    names = options.names or list(NAMES)
+    names = [name for given in options.names or NAMES for name in GROUPS.get(given, [given])]
+    if options.small and any(NAMES[name] != ATTENTION for name in names):
+        parser.error(f"--small is for {', '.join(GROUPS['attention'])}")
     if len(names) > 1:
         shared = [argument for argument in sys.argv[1:] if argument not in options.names]
         codes = [subprocess.run([sys.executable, "-m", "benchmarks", name, *shared], check=False).returncode for name in names]
         return max(codes)
     (name,) = names
     print(f"{name} ...", file=sys.stderr, flush=True)
-    outcome = importlib.import_module(NAMES[name]).run(name, options.rounds, options.peer)
-    options.out.mkdir(parents=True, exist_ok=True)
-    from snngraph.runtime import artifact
+    keywords = {"small": True} if options.small else {}
+    outcome = importlib.import_module(NAMES[name]).run(name, options.rounds, options.peer, **keywords)
+    print(f"## {name}\n\n{outcome.markdown}\n", flush=True)
+    folder = options.out or (None if options.small else Path(__file__).parent / "results")
+    if folder is not None:
+        from snngraph.runtime import artifact
 
-    path = options.out / f"{name}.json"
-    artifact.write_bytes(path, (json.dumps(outcome.document, indent=2, allow_nan=False) + "\n").encode(), force=True)
-    print(f"## {name}\n\n{outcome.markdown}\n\nwritten: {path}\n", flush=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{name}.json"
+        artifact.write_bytes(path, (json.dumps(outcome.document, indent=2, allow_nan=False) + "\n").encode(), force=True)
+        print(f"written: {path}\n", flush=True)
     for problem in outcome.problems:
         print(f"PROBLEM: {problem}\n", flush=True)
     return 1 if outcome.problems else 0

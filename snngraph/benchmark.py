@@ -4,7 +4,9 @@ In every round each contender runs once (a quick one several times), in an order
 machine that slows down slows all of them down. A short pause, and an untimed call of the quick ones, keep one contender's
 spinning threads and cold caches out of the next one's time. All have the same number of threads.
 
-**Ratios** are taken within a round and their median is reported, which a drifting machine hardly changes.
+**Ratios** are taken within a round and their median is reported, which a drifting machine hardly changes. Engines of another
+pipeline (``variants``) may differ from the first engine by a few hundredths: these and it run :data:`CLOSER` more times in every
+round, side by side.
 
 **Right** means as right as float32. Outputs are compared with the graph in float64, over several inputs. A contender that
 computes below float32 is not exact. Neither is one whose outputs are off on average by more than :data:`ERROR_RATIO` times what
@@ -22,7 +24,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +39,7 @@ from snngraph.errors import SnnGraphError
 from snngraph.frontends import adapters
 from snngraph.frontends.capture import outputs_of, trace
 from snngraph.graph import SpikingGraph
+from snngraph.passes.base import Pass
 from snngraph.peers import PEERS, Contender, Inputs, PlainModel, build_peer, engine_contender, first_line, quiet
 from snngraph.report.benchmark import BenchmarkReport, Row, hardware, versions
 from snngraph.runtime.backend import usable_cores
@@ -55,6 +58,7 @@ OFF: Final = 1e-4  # of the largest output
 ROUNDING: Final = 1e-6  # of the mean output: what float32 may be off by where PyTorch's happens to be exact
 CHECKED: Final = 8
 TARGETS: Final = ("openvino", "onnxruntime")
+CLOSER: Final = 3
 _OTHER_NAMES: Final = {
     "eager": "PyTorch",
     "compile": "torch.compile",
@@ -84,6 +88,8 @@ def compare(
     progress: Progress | None = None,
     graph: SpikingGraph | None = None,
     check: Sequence[Tensor | tuple[Tensor, ...]] | None = None,
+    variants: Mapping[str, Iterable[str | Pass]] | None = None,
+    patience: float | None = None,
 ) -> BenchmarkReport:
     """Times a model's engines against its peers, all in this process, and checks all their outputs.
 
@@ -97,6 +103,9 @@ def compare(
         progress: called with what is being done, how many parts are done, and of how many.
         graph: the model's graph, where it was traced already.
         check: inputs, of the shape of ``example``, to check outputs and spikes on; by default it, shifted :data:`CHECKED` times.
+        variants: pipelines by name (see :func:`snngraph.optimize`); for each, a row of an engine that it makes for the first
+            engine's target. They are shown and checked, but are not the engine that the others are measured against.
+        patience: seconds in which ``torch.compile`` has to compile, all its modes together; as long as it takes by default.
 
     Raises:
         BenchmarkError: no such peer, no rounds, or no engine to compare with.
@@ -116,20 +125,24 @@ def compare(
     if not checked or any([x.shape for x in each] != [x.shape for x in inputs] for each in checked):
         raise BenchmarkError("check: expected at least one input, all of the example's shape")
     wanted = list(TARGETS) if engine is None else [engine.target]
-    tell = _Tell(progress, total=1 + 2 * (len(names) + len(wanted)) + 1)
+    variants = {} if variants is None else variants
+    tell = _Tell(progress, total=1 + 2 * (len(names) + len(wanted) + len(variants)) + 1)
     date, load = datetime.now(UTC).isoformat(timespec="seconds"), _load()
     with torch_threads(threads), adapters.fresh_state(model), quiet(), contextlib.ExitStack() as stack:
         tell("trace the model; outputs in float64")
         graph = trace(model, inputs) if graph is None else graph
         judge = _Judge(graph, model, checked)
         entries: list[_Entry] = []
-        plain = PlainModel(model, inputs)
+        plain = PlainModel(model, inputs, patience)
         for name in names:
             tell(f"build {name}")
             entries.append(_built(name, "peer", lambda name=name: build_peer(name, plain, threads)))  # type: ignore[misc]
         for target in wanted:
             tell(f"build snngraph {target}")
             entries.append(_engine_entry(graph, target, engine, threads, stack))
+        for title, passes in variants.items():
+            tell(f"build snngraph {wanted[0]}, {title}")
+            entries.append(_variant_entry(graph, wanted[0], title, passes, threads, stack))
         for entry in entries:
             tell(f"check {entry.row.name}")
             _check(entry, judge, checked)
@@ -168,7 +181,7 @@ class _Entry:
     row: Row
     contender: Contender | None = None
     engine: Engine | None = None
-    turns: list[list[float]] = field(default_factory=list)  # seconds of every call, by round
+    turns: dict[int, list[float]] = field(default_factory=dict)  # seconds of every call, by round
 
     def fail(self, error: BaseException) -> None:
         self.row, self.contender = replace(self.row, failure=first_line(error), exact=False), None
@@ -232,6 +245,19 @@ def _engine_entry(graph: SpikingGraph, target: str, engine: Engine | None, threa
     contender = engine_contender(f"snngraph {target} {used.precision}", used)
     built = None if used is engine else time.perf_counter() - start
     return _Entry(Row(contender.name, "engine", build_seconds=built), contender, used)
+
+
+def _variant_entry(
+    graph: SpikingGraph, target: str, title: str, passes: Iterable[str | Pass], threads: int, stack: contextlib.ExitStack
+) -> _Entry:
+    """An engine of another pipeline."""
+    start = time.perf_counter()
+    try:
+        used = stack.enter_context(api.build(api.optimize(graph, target, passes=passes), target, threads=threads))
+    except SnnGraphError as error:
+        return _Entry(Row(f"snngraph {target}, {title}", "variant", failure=first_line(error)))
+    contender = replace(engine_contender(f"snngraph {target} {used.precision}, {title}", used), kind="variant")
+    return _Entry(Row(contender.name, "variant", build_seconds=time.perf_counter() - start), contender, used)
 
 
 def _built(name: str, kind: Any, build: Callable[[], Contender]) -> _Entry:
@@ -328,7 +354,7 @@ def _check(entry: _Entry, judge: _Judge, checked: Sequence[Inputs]) -> None:
     try:
         error = judge.error([contender.outputs(each) for each in checked])
     except Exception as reason:  # see _built
-        if entry.row.kind == "engine":
+        if entry.engine is not None:
             raise
         entry.fail(reason)
         return
@@ -374,15 +400,20 @@ def _time(entries: Sequence[_Entry], inputs: Inputs, rounds: int, tell: _Tell) -
     gc.collect()
     collecting = gc.isenabled()
     gc.disable()
+    engine = next(k for k, (entry, _, _) in enumerate(contenders) if entry.row.kind == "engine")
+    closer = [contenders[engine], *(each for each in contenders if each[0].row.kind == "variant")]
+    counter = 0
     try:
         for k in range(rounds):
             tell(f"time, round {k + 1} of {rounds}", step=k == 0)
-            first = k % len(contenders)
-            for entry, contender, prepared in contenders[first:] + contenders[:first]:
-                time.sleep(_PAUSE)
-                if warm[contender.name]:
-                    _once(contender, prepared)
-                entry.turns.append([_once(contender, prepared) for _ in range(calls[contender.name])])
+            for group in [contenders] + [closer] * (CLOSER if len(closer) > 1 else 0):
+                first = (k if group is contenders else counter) % len(group)
+                for entry, contender, prepared in group[first:] + group[:first]:
+                    time.sleep(_PAUSE)
+                    if warm[contender.name]:
+                        _once(contender, prepared)
+                    entry.turns[counter] = [_once(contender, prepared) for _ in range(calls[contender.name])]
+                counter += 1
     finally:
         if collecting:
             gc.enable()
@@ -399,8 +430,8 @@ def _row(entry: _Entry, running: Sequence[_Entry]) -> Row:
     if entry.contender is None:
         return entry.row
     engine = next(other for other in running if other.row.kind == "engine")
-    seconds = sorted(s for turn in entry.turns for s in turn)
-    ratios = [statistics.median(a) / statistics.median(b) for a, b in zip(entry.turns, engine.turns, strict=True)]
+    seconds = sorted(s for turn in entry.turns.values() for s in turn)
+    ratios = [statistics.median(turn) / statistics.median(engine.turns[k]) for k, turn in entry.turns.items()]
     return replace(
         entry.row,
         samples=len(seconds),

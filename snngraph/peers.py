@@ -10,6 +10,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -53,7 +55,7 @@ class Contender:
 
     Args:
         name: what it is called in the report.
-        kind: ``"engine"`` or ``"peer"``.
+        kind: ``"engine"``, ``"variant"`` or ``"peer"``, as of a :class:`~snngraph.report.benchmark.Row`.
         call: runs once on prepared inputs; this alone is timed.
         prepare: brings inputs into the form that ``call`` takes.
         precision: what it computes in.
@@ -63,7 +65,7 @@ class Contender:
     """
 
     name: str
-    kind: Literal["engine", "peer"]
+    kind: Literal["engine", "variant", "peer"]
     call: Callable[[Any], Any]
     prepare: Callable[[Inputs], Any]
     precision: str
@@ -87,10 +89,11 @@ class PlainModel:
     Args:
         model: in evaluation mode, taking whole sequences.
         inputs: an example.
+        patience: seconds in which a compiler has to be done; ``None`` for as long as it takes.
     """
 
-    def __init__(self, model: nn.Module, inputs: Inputs) -> None:
-        self.model, self.inputs = model, inputs
+    def __init__(self, model: nn.Module, inputs: Inputs, patience: float | None = None) -> None:
+        self.model, self.inputs, self.patience = model, inputs, patience
 
     @functools.cached_property
     def program(self) -> torch.export.ExportedProgram:
@@ -196,11 +199,13 @@ def _compiled(plain: PlainModel, threads: int) -> Contender:
     failures = {}
     # Without its caches on disk, so that the time it takes to build is the one that a user waits for the first time.
     no_caches: Any = torch.compiler.config
+    end = None if plain.patience is None else time.monotonic() + plain.patience
     with no_caches.patch(force_disable_caches=True), torch.inference_mode():
         for mode, options in modes.items():
             compiled = torch.compile(plain.program.module(), fullgraph=True, dynamic=False, options=options or None)
             try:
-                compiled(*plain.inputs)
+                with _patience(plain.patience, end):
+                    compiled(*plain.inputs)
             except Exception as error:
                 failures[mode] = error
                 continue
@@ -210,6 +215,42 @@ def _compiled(plain: PlainModel, threads: int) -> Contender:
     best, words = _fastest(variants, plain.inputs)
     failed = "".join(f"; {mode} failed: {first_line(error)}" for mode, error in failures.items())
     return Contender(TORCH_COMPILE, "peer", variants[best], _same, "f32", f"inductor, one graph, static shapes, {words}{failed}")
+
+
+class _OutOfPatienceError(BaseException):
+    """No :class:`Exception`, so that a compiler that tries several ways does not take it for one of them failing."""
+
+
+@contextlib.contextmanager
+def _patience(seconds: float | None, end: float | None) -> Iterator[None]:
+    """Ends what runs inside with a :class:`TimeoutError` at the time ``end``, ``seconds`` after the start.
+
+    Only the main thread of a system with interval timers can be interrupted: elsewhere it takes as long as it takes.
+    """
+    if end is None or not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    reason = f"not compiled within {seconds:g} s"
+    left = end - time.monotonic()
+    if left <= 0:
+        raise TimeoutError(reason)
+
+    def stop(signum: int, frame: Any) -> None:
+        raise _OutOfPatienceError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, left)
+    try:
+        yield
+    except _OutOfPatienceError:
+        from torch._inductor.async_compile import shutdown_compile_workers
+
+        shutdown_compile_workers()  # what they had still to do would take time from those who run next
+        torch._dynamo.reset()
+        raise TimeoutError(reason) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _call_compiled(compiled: Any, inputs: Inputs) -> list[Tensor]:

@@ -1,6 +1,7 @@
 """``compare``: every peer runs and is judged, one that fails is shown, and only what is as right as float32 is to be beaten."""
 
 import json
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import snngraph
-from snngraph import benchmark, peers
+from benchmarks import attention
+from snngraph import benchmark, peers, pipelines
 from snngraph.benchmark import BenchmarkError, BenchmarkReport, Row, compare
 from snngraph.models.calibration import calibrate
 from snngraph.neurons import LIF
@@ -224,6 +226,74 @@ def test_inputs_of_ones_own_are_checked(net: Net, x: Tensor) -> None:
 def test_peers_may_be_spelled_in_many_ways(net: Net, x: Tensor, given: str) -> None:
     assert benchmark._peer_names([given]) == ["OpenVINO f32"]
     assert benchmark._peer_names(["OpenVINO default (bf16)", "onnxruntime"]) == ["OpenVINO default", "ONNX Runtime"]
+
+
+def test_an_engine_of_another_pipeline_is_a_row_of_its_own() -> None:
+    outcome = attention.run("ma_gesture_tcsa", 2, ["PyTorch"], small=True)
+    rows = {row["name"]: row for row in outcome.document["rows"]}
+    assert list(rows) == [
+        "PyTorch",
+        "snngraph openvino fp32",
+        "snngraph onnxruntime fp32",
+        "snngraph openvino fp32, attention passes off",
+    ]
+    off = rows["snngraph openvino fp32, attention passes off"]
+    assert off["kind"] == "variant"
+    assert off["flips"] is not None
+    assert off["exact"]
+    assert off["samples"] >= 2 * (1 + benchmark.CLOSER), "it and the engine are timed more often than the peers"
+    assert outcome.document["to_beat"] == "PyTorch"
+    found = outcome.document["attention"]
+    assert found["off_over_on"] == off["ratio"] > 0
+    assert found["over_eager"] == rows["PyTorch"]["ratio"] > 0
+    assert found["conversion"]["peak_gib"] > 0
+    assert set(found["conversion"]["stages"]) == {"trace", "optimize", "build"}
+    assert outcome.document["ok"], outcome.problems
+
+
+def test_the_attention_passes_are_left_out_by_name() -> None:
+    names = [p.name for p in pipelines.default().passes]
+    assert set(attention.ATTENTION_PASSES) <= set(names)
+    assert [p.name for p in attention.passes_off()] == [name for name in names if name not in attention.ATTENTION_PASSES]
+
+
+def test_a_missed_bar_is_said() -> None:
+    case = attention.Case("", lambda small: Net(), torch.zeros, 1, off_over_on=1.2, over_eager=5.0, memory=True)
+    found: dict[str, Any] = {
+        "off_over_on": 1.1,
+        "over_eager": None,
+        "conversion": {"seconds": 130.0, "peak_gib": 8.5},
+        "memory": {"eager": {"peak_mib": 100.0}, "engine": {"peak_mib": 150.0}},
+    }
+    assert attention._missed(case, found) == [
+        "time without the attention passes / time with them is 1.100, the bar is 1.2",
+        "PyTorch's time / the engine's is unknown, the bar is 5",
+        "converting takes 130.0 s, the bar is 120",
+        "converting takes 8.5 GiB at the peak, the bar is 8",
+        "the engine and its calls take 150 MiB, the eager loop over ranks 100",
+    ]
+    good: dict[str, Any] = {
+        "off_over_on": 1.2,
+        "over_eager": 5.0,
+        "conversion": {"seconds": 10.0, "peak_gib": 1.0},
+        "memory": {"eager": {"peak_mib": 100.0}, "engine": {"peak_mib": 50.0}},
+    }
+    assert attention._missed(case, good) == []
+
+
+def test_a_pipeline_that_can_not_be_built_is_shown(net: Net, x: Tensor) -> None:
+    report = compare(net, x, peers=[], rounds=1, variants={"nonsense": ["no_such_pass"]})
+    failed = report.rows[-1]
+    assert failed.name == "snngraph openvino, nonsense"
+    assert "no pass is named 'no_such_pass'" in failed.failure
+    assert not report.ok
+
+
+def test_a_compiler_that_takes_too_long_is_shown(net: Net, x: Tensor) -> None:
+    report = compare(net, x, peers=["torch.compile"], rounds=1, patience=0.05)
+    assert row(report, "torch.compile").failure == "TimeoutError: not compiled within 0.05 s"
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+    assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
 
 
 def test_what_can_not_be_compared_is_refused(net: Net, x: Tensor) -> None:

@@ -38,7 +38,7 @@ class Row:
 
     Args:
         name: what it is.
-        kind: ``"engine"`` is ours, ``"peer"`` what we are measured against.
+        kind: ``"engine"`` is ours, ``"variant"`` ours of another pipeline, ``"peer"`` what we are measured against.
         settings: how it was built and is run.
         precision: what it computes in, read from the compiled model where the library tells.
         build_seconds: from the model to the first call.
@@ -59,7 +59,7 @@ class Row:
     """
 
     name: str
-    kind: Literal["engine", "peer"]
+    kind: Literal["engine", "variant", "peer"]
     settings: str = ""
     precision: str = ""
     build_seconds: float | None = None
@@ -89,7 +89,7 @@ class BenchmarkReport:
         checked: how many inputs were checked against float64.
         rounds: how often each was timed in turn.
         threads: CPU threads of each of them.
-        rows: peers, then engines, in the order asked for.
+        rows: peers, then engines, then engines of other pipelines, in the order asked for.
         peak_rss_mb: the most memory the process ever held, with everything built, in MiB.
         hardware: see :func:`hardware`.
         versions: of the libraries.
@@ -126,8 +126,8 @@ class BenchmarkReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every engine ran and is as right as float32."""
-        return all(row.exact for row in self.rows if row.kind == "engine")
+        """Whether every engine, of whatever pipeline, ran and is as right as float32."""
+        return all(row.exact for row in self.rows if row.kind != "peer")
 
     @property
     def busy(self) -> bool:
