@@ -123,7 +123,7 @@ def test_a_right_engine_is_ok(target: str, optimized: bool) -> None:
         assert 0.05 < layer.rate < 0.6
         assert 0 < layer.error_float32 < 1e-6
         assert 0 < layer.error_engine <= 2 * layer.error_float32
-    assert report.notes == ()
+    assert not [n for n in report.notes if "in other units" not in n]
 
 
 @pytest.mark.parametrize("target", TARGETS)
