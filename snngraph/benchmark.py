@@ -88,6 +88,7 @@ def compare(
     progress: Progress | None = None,
     graph: SpikingGraph | None = None,
     check: Sequence[Tensor | tuple[Tensor, ...]] | None = None,
+    targets: Sequence[str] = TARGETS,
     variants: Mapping[str, Iterable[str | Pass]] | None = None,
     patience: float | None = None,
 ) -> BenchmarkReport:
@@ -96,13 +97,14 @@ def compare(
     Args:
         model: in evaluation mode, taking whole sequences.
         example: the input to time, or a tuple of them.
-        engine: an engine of this model, for this batch size; by default one is built for each of :data:`TARGETS`.
+        engine: an engine of this model, for this batch size; by default one is built for each of ``targets``.
         peers: names out of :data:`PEERS`, in any spelling; all of them by default.
         rounds: how often each runs in turn.
         threads: CPU threads for each; by default those of ``engine``, or one for every usable core.
         progress: called with what is being done, how many parts are done, and of how many.
         graph: the model's graph, where it was traced already.
         check: inputs, of the shape of ``example``, to check outputs and spikes on; by default it, shifted :data:`CHECKED` times.
+        targets: what engines are built for, where none is given.
         variants: pipelines by name (see :func:`snngraph.optimize`); for each, a row of an engine that it makes for the first
             engine's target. They are shown and checked, but are not the engine that the others are measured against.
         patience: seconds in which ``torch.compile`` has to compile, all its modes together; as long as it takes by default.
@@ -124,7 +126,9 @@ def compare(
     checked = [_as_inputs(x) for x in check] if check is not None else _shifted(inputs, CHECKED)
     if not checked or any([x.shape for x in each] != [x.shape for x in inputs] for each in checked):
         raise BenchmarkError("check: expected at least one input, all of the example's shape")
-    wanted = list(TARGETS) if engine is None else [engine.target]
+    wanted = list(targets) if engine is None else [engine.target]
+    if not wanted:
+        raise BenchmarkError("targets: expected at least one")
     variants = {} if variants is None else variants
     tell = _Tell(progress, total=1 + 2 * (len(names) + len(wanted) + len(variants)) + 1)
     date, load = datetime.now(UTC).isoformat(timespec="seconds"), _load()

@@ -234,7 +234,6 @@ def test_an_engine_of_another_pipeline_is_a_row_of_its_own() -> None:
     assert list(rows) == [
         "PyTorch",
         "snngraph openvino fp32",
-        "snngraph onnxruntime fp32",
         "snngraph openvino fp32, attention passes off",
     ]
     off = rows["snngraph openvino fp32, attention passes off"]
@@ -303,6 +302,8 @@ def test_what_can_not_be_compared_is_refused(net: Net, x: Tensor) -> None:
         compare(net, x, rounds=0)
     with pytest.raises(BenchmarkError, match="threads=0"):
         compare(net, x, threads=0)
+    with pytest.raises(BenchmarkError, match="targets: expected at least one"):
+        compare(net, x, targets=[])
 
 
 def test_peers_compute_what_the_model_computes(net: Net, x: Tensor) -> None:
