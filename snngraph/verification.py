@@ -354,10 +354,12 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A linear layer as a 1x1 convolution of one pixel."""
-    rows = _channels_last(x.reshape(-1, x.shape[-1], 1, 1))
-    y = torch.nn.functional.conv2d(rows, _channels_last(weight[:, :, None, None]), bias)
-    return y.reshape(*x.shape[:-1], weight.shape[0])
+    """A linear layer as a 1x1 convolution of one pixel, of 16 rows or more: for fewer, kernels with other sums are taken."""
+    rows = x.reshape(-1, x.shape[-1], 1, 1)
+    count = rows.shape[0]
+    rows = torch.cat([rows, rows.new_zeros(max(0, 16 - count), *rows.shape[1:])])
+    y = torch.nn.functional.conv2d(_channels_last(rows), _channels_last(weight[:, :, None, None]), bias)
+    return y[:count].reshape(*x.shape[:-1], weight.shape[0])
 
 
 class _TappedEngine:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from onnx import ModelProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from snngraph import ops, verification
+import snngraph
+from snngraph import neurons, ops, verification
 from snngraph.api import build, optimize
 from snngraph.errors import (
     ArtifactWriteError,
@@ -26,6 +27,7 @@ from snngraph.errors import (
     WarmStateWarning,
 )
 from snngraph.graph import SpikingGraph
+from snngraph.models.layers import StepWise
 from snngraph.runtime.engine import Engine
 from snngraph.testing import parse, run_with_spikes
 from snngraph.types import TensorSpec
@@ -617,3 +619,15 @@ def test_a_summary_fits_a_manifest(report: Report) -> None:
 @pytest.mark.parametrize(("flips", "sigmas", "most"), [(0, 3, 3), (8, 3, 17), (0, 6, 6)])
 def test_flips_allowed(flips: int, sigmas: float, most: float) -> None:
     assert verification._flips_allowed(flips, sigmas) == most
+
+
+@pytest.mark.parametrize("target", ["openvino", "onnxruntime"])
+def test_a_wide_linear_layer_of_few_rows_is_right(target: str) -> None:
+    """PyTorch adds few rows in another order than many: its float32 is the worse of them, and engines may be as that."""
+    torch.manual_seed(0)
+    neuron = neurons.Neuron(decay=0.3, threshold=0.3, v_reset=0.3, v_init=0.0)
+    model = torch.nn.Sequential(StepWise(torch.nn.Linear(1152, 64)), neuron).eval()
+    x = (torch.rand(8, 32, 1152) < 0.15).float()
+    engine = snngraph.convert(model, x[:, :1].contiguous(), target=target, threads=1)
+    report = snngraph.verify(model, engine, x)
+    assert report.ok, report.problems
