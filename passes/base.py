@@ -98,6 +98,7 @@ class Pass(ABC):
         self.requires(graph)
         try:
             graph.check()
+            batch_dims(graph)  # once, for the copy too
             result = self.run(graph.copy())
             if not result.changed:
                 return PassResult(graph, False, tuple(dataclasses.replace(n, by=self.name) for n in result.notes))

@@ -70,6 +70,8 @@ def _operands(node: fx.Node) -> str | None:
 
 
 def _shapes(graph: SpikingGraph) -> None:
+    if graph.is_inferred():
+        return
     recorded = {node: node.meta.get("val") for node in graph.nodes}
     try:
         graph.infer()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, fx
@@ -136,6 +136,8 @@ class SpikingGraph:
         self.module.register_forward_pre_hook(self._cast_inputs)
         self.facts = facts
         self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._inferred: tuple[_Fingerprint, list[Any]] | None = None  # by what, and the values it gave
+        self._batch_dims: tuple[_Fingerprint, dict[fx.Node, int | None]] | None = None
         if not inferred:
             self.infer()
 
@@ -183,12 +185,17 @@ class SpikingGraph:
 
     def to(self, dtype: torch.dtype) -> SpikingGraph:
         """A copy whose tensors have ``dtype``; the 0-d numbers of neurons keep their digits."""
-        graph = self._copy_of_graph()
+        mapping: dict[fx.Node, fx.Node] = {}
+        graph = self._copy_of_graph(mapping)
         for node in graph.nodes:
             kind = node.kwargs.get("dtype")
             if isinstance(kind, torch.dtype) and kind.is_floating_point:
                 node.kwargs = {**node.kwargs, "dtype": dtype}
-        return self._derived(graph, {k: _cast(t, dtype) for k, t in self.tensors().items()}, dtype)
+        result = self._derived(graph, {k: _cast(t, dtype) for k, t in self.tensors().items()}, dtype)
+        known = self.known_batch_dims()
+        if known is not None:
+            result.keep_batch_dims({mapping[node]: dim for node, dim in known.items() if node in mapping})
+        return result
 
     def _cast_inputs(self, module: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         """Follows ``module.double()`` and ``module.float()`` too."""
@@ -303,7 +310,15 @@ class SpikingGraph:
 
     def copy(self) -> SpikingGraph:
         """A copy to edit: its own nodes, the same tensors."""
-        return SpikingGraph(self._copy_of_graph(), self.tensors(), self.facts, inferred=True)
+        mapping: dict[fx.Node, fx.Node] = {}
+        result = SpikingGraph(self._copy_of_graph(mapping), self.tensors(), self.facts, inferred=True)
+        fingerprint = result._fingerprint()
+        if self.is_inferred():
+            result._inferred = (fingerprint, [node.meta.get("val") for node in result.nodes])
+        known = self.known_batch_dims()
+        if known is not None:
+            result._batch_dims = (fingerprint, {mapping[node]: dim for node, dim in known.items() if node in mapping})
+        return result
 
     def with_history(self, entry: str) -> SpikingGraph:
         """This graph, with one more entry in its history."""
@@ -344,12 +359,37 @@ class SpikingGraph:
         """
         inputs = [self._fake_mode.from_tensor(x) for x in self.example_inputs()]
         _Inference(self.module, self._fake_mode).run(*inputs)
+        self._inferred = (self._fingerprint(), [node.meta.get("val") for node in self.nodes])
         if self.facts.output_batch_dims is None:
             self.facts = replace(self.facts, output_batch_dims=_output_batch_dims(self))
 
-    def _copy_of_graph(self) -> fx.Graph:
+    def is_inferred(self) -> bool:
+        """Whether every recorded shape is what :meth:`infer` gave, and nothing was changed since."""
+        if self._inferred is None or not _same(self._inferred[0], self._fingerprint()):
+            return False
+        return all(value is node.meta.get("val") for value, node in zip(self._inferred[1], self.nodes, strict=True))
+
+    def known_batch_dims(self) -> dict[fx.Node, int | None] | None:
+        """What :func:`snngraph.analysis.batch.batch_dims` found, if nothing was changed since."""
+        known = self._batch_dims
+        return dict(known[1]) if known is not None and _same(known[0], self._fingerprint()) else None
+
+    def keep_batch_dims(self, dims: Mapping[fx.Node, int | None]) -> None:
+        """Keeps them for :meth:`known_batch_dims`."""
+        self._batch_dims = (self._fingerprint(), dict(dims))
+
+    def _fingerprint(self) -> _Fingerprint:
+        """Everything that shapes depend on; a changed node has new arguments, as fx's own are immutable."""
+        tensors = self.tensors()
+        parts: _Fingerprint = [self.inputs, self.batch, self.dtype]
+        for node in self.module.graph.nodes:
+            tensor = tensors.get(node.target) if node.op == "get_attr" else None
+            parts += (node, node.target, node.args, node.kwargs, *(() if tensor is None else (tensor,)))
+        return parts
+
+    def _copy_of_graph(self, mapping: dict[fx.Node, fx.Node] | None = None) -> fx.Graph:
         graph = fx.Graph()
-        mapping: dict[fx.Node, fx.Node] = {}
+        mapping = {} if mapping is None else mapping
         result = graph.graph_copy(self.graph, mapping)
         graph.output(result)
         for old, new in mapping.items():
@@ -370,6 +410,14 @@ class SpikingGraph:
         shapes = (tuple(batch if d == s.batch_dim else n for d, n in enumerate(s.shape)) for s in self.inputs)
         inputs = tuple(replace(s, shape=shape) for s, shape in zip(self.inputs, shapes, strict=True))
         return SpikingGraph(self._copy_of_graph(), self.tensors(), replace(self.facts, inputs=inputs, batch=batch))
+
+
+_Fingerprint: TypeAlias = list[Any]
+
+
+def _same(a: _Fingerprint, b: _Fingerprint) -> bool:
+    """By identity: equal arguments may differ in type (1, 1.0 and True), the same ones can not."""
+    return len(a) == len(b) and all(x is y or (type(x) is int and x == y) for x, y in zip(a, b, strict=True))
 
 
 def _sorted(graph: fx.Graph, live: set[fx.Node]) -> fx.Graph:

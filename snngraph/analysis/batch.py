@@ -58,6 +58,9 @@ def batch_dims(graph: SpikingGraph) -> dict[fx.Node, int | None]:
     """
     if not graph.free_batch:
         return {}
+    known = graph.known_batch_dims()
+    if known is not None:
+        return known
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     wide: dict[fx.Node, Any] = {}
 
@@ -81,6 +84,7 @@ def batch_dims(graph: SpikingGraph) -> dict[fx.Node, int | None]:
         a, b = _shapes(node.meta["val"]), _shapes(wide[node])
         if a is not None and b is not None:
             found[node] = next((d for d, (m, n) in enumerate(zip(a, b, strict=True)) if m != n), None)
+    graph.keep_batch_dims(found)
     return found
 
 

@@ -37,6 +37,7 @@ from snngraph.graph import SpikingGraph
 __all__ = ["trace"]
 
 _AUTO = "auto"
+_LARGE_NET = 5e7  # numbers that all operators together compute for one sample
 
 
 def trace(
@@ -99,7 +100,8 @@ def trace(
                 "it has no batch axis: give time_dim=0 if it is time, time_dim=None if the example is a static batch"
             )
         graph = exported_graph(model, inputs, axes, runner, name=name, prefix="inner" if stepped else "")
-        _compare_bitwise(graph, runner, inputs, expected, axes)
+        with _trainable_as_in(model, graph, "inner." if stepped else ""):
+            _compare_bitwise(graph, runner, inputs, expected, axes)
     captured = graph.to(torch.float64)
     result = pipelines.capture()(captured)
     merged = result.graph
@@ -109,10 +111,9 @@ def trace(
 
 
 def _batch_to_compare(graph: SpikingGraph) -> int:
-    """2, so that samples and steps can not be taken for one another; 1 where two would take gigabytes in float64."""
+    """2, so that samples and steps can not be taken for one another; 1 for a large net, which takes long in float64."""
     values = (v for n in graph.nodes if n.op == "call_function" for v in torch.utils._pytree.tree_leaves(n.meta["val"]))
-    largest = max((v.numel() for v in values if isinstance(v, Tensor)), default=0) / graph.batch
-    return 2 if 2 * 8 * largest < 3e8 else 1
+    return 2 if sum(v.numel() for v in values if isinstance(v, Tensor)) < _LARGE_NET * graph.batch else 1
 
 
 def _as_tensors(example: Any) -> tuple[Tensor, ...]:
@@ -235,9 +236,13 @@ def _where(error: BaseException) -> str:
 def _compare_bitwise(
     graph: SpikingGraph, runner: _Runner, inputs: Sequence[Tensor], expected: Sequence[Tensor], axes: Axes
 ) -> None:
-    """On the example; and on a fresh input (the example's values in another order), at another batch size where that is free."""
+    """On the example; and on a fresh input (the example's values in another order), at another batch size where that is free.
+
+    A small one, but not 1: what the model makes of a single sample is seen when that is the example.
+    """
     _compare_on("the example", graph, runner, inputs, expected)
-    fresh = _fresh(axes.resized(inputs, axes.batch + 1) if graph.free_batch and axes.batch is not None else inputs)
+    other = 3 if axes.batch == 2 else 2
+    fresh = _fresh(axes.resized(inputs, other) if graph.free_batch and axes.batch is not None else inputs)
     _compare_on("a second input", graph, runner, fresh, runner(fresh))
 
 
@@ -250,6 +255,24 @@ def _fresh(inputs: Sequence[Tensor]) -> list[Tensor]:
         else torch.rand(x.shape, generator=generator)
         for x in inputs
     ]
+
+
+@contextlib.contextmanager
+def _trainable_as_in(model: nn.Module, graph: SpikingGraph, prefix: str) -> Iterator[None]:
+    """Within it, the graph's tensors require gradients where the model's parameters do.
+
+    A matrix product picks its kernel by that too, without gradients being recorded: ``x @ w`` of a permuted ``x`` folds the
+    leading dimensions into one product when ``w`` requires them, and runs a batched one, summed in another order, otherwise.
+    """
+    trained = {name.removeprefix(prefix) for name, p in model.named_parameters(remove_duplicate=False) if p.requires_grad}
+    tensors = [t for name, t in graph.tensors().items() if name in trained and t.is_floating_point()]
+    try:
+        for tensor in tensors:
+            tensor.requires_grad_(True)
+        yield
+    finally:
+        for tensor in tensors:
+            tensor.requires_grad_(False)
 
 
 def _compare_on(what: str, graph: SpikingGraph, runner: _Runner, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

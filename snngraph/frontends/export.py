@@ -6,9 +6,10 @@ and are written as ``-1``. So nothing in a graph is symbolic, and yet it runs at
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def exported_graph(
         try:
             raw = _export(model, axes.resized(inputs, batch), runner)
             far = 3 * batch + 7  # far away, so that what is constant for small batches alone is seen to change
-            _free_the_batch(raw, _export(model, axes.resized(inputs, far), runner))
+            _free_the_batch(raw, _export(model, axes.resized(inputs, far), runner, origins=False))
         except (CaptureError, _FixedBatchError) as reason:
             free, batch = False, example_batch
             notes = (f"the batch size is fixed at {batch}: {reason}",)
@@ -122,20 +123,33 @@ def _without_prefix(raw: _Raw, prefix: str, model: nn.Module) -> _Raw:
     return graph, {k.removeprefix(f"{prefix}."): t for k, t in tensors.items()}, names
 
 
-def _export(model: nn.Module, inputs: Sequence[Tensor], runner: ModelRunner) -> _Raw:
+def _export(model: nn.Module, inputs: Sequence[Tensor], runner: ModelRunner, *, origins: bool = True) -> _Raw:
+    """Exports and decomposes; without ``origins`` no node knows its source line, and a large model takes less time."""
     table = torch.export.default_decompositions()
     table.pop(aten.linear.default, None)  # one operator to fold into and to lower; its decomposition is three
     runner.reset()
     try:
-        with adapters.unchanged(model), adapters.adapted(model):
-            program = torch.export.export(model, tuple(x.clone() for x in inputs), strict=False)
-        program = program.run_decompositions(table)
+        with _stack_traces(origins):
+            with adapters.unchanged(model), adapters.adapted(model):
+                program = torch.export.export(model, tuple(x.clone() for x in inputs), strict=False)
+            program = program.run_decompositions(table)
     except Exception as error:
         what = f"{type(error).__name__}: {_first_lines(error)}"
         raise CaptureError(f"torch.export can not capture {type(model).__name__}: {what}") from error
     finally:
         runner.reset()
     return _flatten(program)
+
+
+@contextlib.contextmanager
+def _stack_traces(wanted: bool) -> Iterator[None]:
+    """Within it the exporter keeps the model's source line with every node, or does not."""
+    before = fx.config.do_not_emit_stack_traces
+    fx.config.do_not_emit_stack_traces = before or not wanted
+    try:
+        yield
+    finally:
+        fx.config.do_not_emit_stack_traces = before
 
 
 def _first_lines(error: Exception) -> str:

@@ -149,20 +149,41 @@ def _batch_statistics(
 ) -> tuple[Value | None, ...]:
     axes = [0, *range(2, len(input.shape))]
     channels: Shape = (1, input.shape[1], *[1] * (len(input.shape) - 2))
-    y = _normalised(builder, input, axes, eps)
+    y = _normalised(builder, input, axes, eps, twice=True)
     return _affine(builder, y, weight, bias, channels[1:]), None, None
 
 
-def _normalised(builder: Builder, x: Value, axes: Sequence[int], eps: float) -> Value:
-    """``(x - mean) / sqrt(variance + eps)`` over ``axes``; the variance from the centred values, as PyTorch does."""
+def _normalised(builder: Builder, x: Value, axes: Sequence[int], eps: float, *, twice: bool = False) -> Value:
+    """``(x - mean) / sqrt(variance + eps)`` over ``axes``; the variance from the centred values, as PyTorch does.
+
+    ``twice``: what is left of the mean is taken out once more. Over a batch PyTorch sums in float64, engines in float32; and
+    a mean that is off by its last bits moves every neuron of a channel alike.
+    """
     dtype = torch.float32
-    mean = reduced(builder, "ReduceMean", x, axes, keepdim=True)
+    mean = _mean(builder, x, axes)
     centred = pointwise(builder, x.shape, "Sub", [x, mean], dtype)
+    if twice:
+        centred = pointwise(builder, x.shape, "Sub", [centred, _mean(builder, centred, axes)], dtype)
     square = pointwise(builder, x.shape, "Mul", [centred, centred], dtype)
-    variance = reduced(builder, "ReduceMean", square, axes, keepdim=True)
+    variance = _mean(builder, square, axes)
     root = pointwise(builder, mean.shape, "Add", [variance, number(builder, eps)], dtype)
     root = pointwise(builder, mean.shape, "Sqrt", [root], dtype)
     return pointwise(builder, x.shape, "Div", [centred, root], dtype)
+
+
+def _mean(builder: Builder, x: Value, axes: Sequence[int]) -> Value:
+    """One axis at a time, the last first: short sums lose less than one over all of them, which engines add up in a row.
+
+    Means and sums in turn, because OpenVINO makes one reduction of two alike.
+    """
+    for k, axis in reversed(list(enumerate(sorted(axes)))):
+        size = x.shape[axis]
+        if k % 2 and isinstance(size, int):
+            x = reduced(builder, "ReduceSum", x, [axis], keepdim=True)
+            x = pointwise(builder, x.shape, "Mul", [x, number(builder, 1 / size)], torch.float32)
+        else:
+            x = reduced(builder, "ReduceMean", x, [axis], keepdim=True)
+    return x
 
 
 @TABLE.on(aten.native_layer_norm.default)

@@ -136,10 +136,9 @@ class PFA(nn.Module):
     def _connecting_factor(self) -> Tensor | None:
         if self.weight is None or self.connect == "paper":
             return self.weight
-        with torch.no_grad():
-            w = torch.softmax(self.weight, 0)
-            if self.training:
-                self.weight.copy_(w)
+        w = torch.softmax(self.weight, 0)  # of a buffer: no gradients to switch off, which an exporter would have to record
+        if self.training:
+            self.weight.copy_(w)
         return w
 
     def extra_repr(self) -> str:  # noqa: D102
