@@ -17,7 +17,7 @@ import torch
 from torch import fx
 
 from snngraph.analysis.batch import batch_dims
-from snngraph.errors import PassError, SnnGraphError
+from snngraph.errors import NonFiniteConstantError, PassError, SnnGraphError
 from snngraph.graph import RESHAPE, SpikingGraph, module_path, source_line
 from snngraph.types import Exactness
 
@@ -104,7 +104,7 @@ class Pass(ABC):
                 return PassResult(graph, False, tuple(dataclasses.replace(n, by=self.name) for n in result.notes))
             result.graph.check()
             self.ensures(graph, result)
-        except PassError:
+        except (PassError, NonFiniteConstantError):
             raise
         except SnnGraphError as error:
             before = ", ".join(graph.history) or "none"

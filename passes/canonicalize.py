@@ -16,14 +16,17 @@ Exactness: real (a folded constant is computed in float64).
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
+from torch.utils._pytree import tree_leaves
 
 from snngraph.analysis.batch import batch_dims, shape_with_free_batch
+from snngraph.errors import NonFiniteConstantError
 from snngraph.graph import (
     LIF,
     LIF_STEP,
@@ -33,6 +36,7 @@ from snngraph.graph import (
     SpikingGraph,
     arguments,
     defaults_of,
+    describe,
     is_op,
     operand,
     origin_of,
@@ -194,6 +198,7 @@ def _spell_select(edit: Rewriter, node: fx.Node, source: fx.Node, dims: dict[fx.
 def _fold_constants(edit: Rewriter) -> None:
     graph = edit.graph
     values: dict[fx.Node, Any] = {}
+    born: dict[fx.Node, fx.Node] = {}  # a constant that is not finite -> where it became so, of finite numbers
     for node in graph.nodes:
         if node.op == "get_attr":
             values[node] = graph.constant(node)
@@ -209,14 +214,62 @@ def _fold_constants(edit: Rewriter) -> None:
         if isinstance(value, Tensor) and value.is_floating_point() and value.dim():
             value = value.to(graph.dtype)
         values[node] = value
+        if not _finite(value):
+            inherited = next((born[n] for n in node.all_input_nodes if n in born), None)
+            if inherited is not None or all(map(_finite, tree_leaves((args, keywords)))):
+                born[node] = inherited or node
     for node, value in values.items():
         if node.op == "get_attr" or not isinstance(value, Tensor) or all(user in values for user in node.users):
             continue
+        if node in born:
+            _refuse_non_finite(node, value, born[node], values)
         edit.did(node, f"{node.target} of constants is a constant")
         with graph.graph.inserting_before(node):
             constant = graph.add_tensor(node.name, value.contiguous())
         constant.meta.update(origin_of(node))
         node.replace_all_uses_with(constant)
+
+
+def _finite(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return not value.is_floating_point() or bool(value.isfinite().all())
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+_TAKE_INFINITY = frozenset(
+    (
+        *(aten.add.Tensor, aten.sub.Tensor, aten.where.self, aten.masked_fill.Scalar, aten.masked_fill.Tensor),
+        *(aten.maximum.default, aten.minimum.default, aten.clamp.Tensor, aten.clamp_min.Tensor, aten.clamp_max.Tensor),
+        *(getattr(aten, name).Tensor for name in ("eq", "ne", "lt", "le", "gt", "ge")),
+    )
+)
+_REARRANGE = frozenset((RESHAPE, aten.expand.default, aten.permute.default, aten.select.int, aten.slice.Tensor))
+
+
+def _refuse_non_finite(node: fx.Node, value: Tensor, source: fx.Node, values: dict[fx.Node, Any]) -> None:
+    """Refuses a constant that arithmetic on finite numbers made infinite or NaN, unless it is infinite as a mask or a bound is.
+
+    Raises:
+        NonFiniteConstantError: it would be multiplied, or worse.
+    """
+    waiting, users = [node], []
+    while waiting:
+        for user in waiting.pop().users:
+            if user.target in _REARRANGE and user not in values:
+                waiting.append(user)
+            elif user not in values and user.op != "output" and user.target not in _TAKE_INFINITY:
+                users.append(user)
+    if not users and not bool(value.isnan().any()):
+        return
+    result = values[source]
+    numbers = result.flatten().tolist() if isinstance(result, Tensor) else [result]
+    shown = ", ".join(f"{x:.6g}" for x in numbers[:8]) + (f", ... ({len(numbers)} in all)" if len(numbers) > 8 else "")
+    used = f", which {describe(users[0])} uses" if users else ""
+    raise NonFiniteConstantError(
+        f"a constant of the model is not finite: {describe(source)} = [{shown}]{used}. It is computed from finite parameters and "
+        "buffers alone, as 1/sqrt(0) of a firing-rate buffer that is still zero: load a trained checkpoint, train the model, or "
+        "calibrate it (snngraph.models.calibrate)"
+    )
 
 
 def _spell_neuron(edit: Rewriter, node: fx.Node) -> None:

@@ -15,6 +15,7 @@ __all__ = [
     "ArtifactVersionError",
     "ArtifactWriteError",
     "BackendError",
+    "BatchStatisticsWarning",
     "CaptureError",
     "CaptureMismatchError",
     "CheckpointError",
@@ -37,6 +38,7 @@ __all__ = [
     "LoweringError",
     "ModelLoadError",
     "NameClashError",
+    "NonFiniteConstantError",
     "PassError",
     "PassRefusedError",
     "PrecisionNotAvailableError",
@@ -94,6 +96,10 @@ class WarmStateWarning(UserWarning):
     """The model carried membrane state from an earlier call; it was set aside for the capture and put back afterwards."""
 
 
+class BatchStatisticsWarning(UserWarning):
+    """The model normalises by the statistics of the batch it is given, so its answers depend on the samples beside a sample."""
+
+
 # -- graph and passes ----------------------------------------------------------------------------------------------------------
 
 
@@ -107,6 +113,10 @@ class GraphCheckError(GraphError):
 
 class GraphParseError(GraphError):
     """Graph text could not be parsed."""
+
+
+class NonFiniteConstantError(GraphError):
+    """A constant computed from finite numbers is infinite or NaN, where that can not be meant."""
 
 
 class PassError(SnnGraphError):

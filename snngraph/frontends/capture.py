@@ -20,8 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from snngraph import pipelines
+from snngraph.analysis.batch import batch_dims
 from snngraph.analysis.spikes import run_with_spikes
 from snngraph.errors import (
+    BatchStatisticsWarning,
     CaptureError,
     CaptureMismatchError,
     ForwardFailedError,
@@ -32,7 +34,7 @@ from snngraph.errors import (
 from snngraph.frontends import adapters
 from snngraph.frontends.export import equal_tensors, exported_graph
 from snngraph.frontends.time_axis import Axes, infer_axes
-from snngraph.graph import SpikingGraph
+from snngraph.graph import SpikingGraph, is_op, module_path, operand, shape_of
 
 __all__ = ["trace"]
 
@@ -73,6 +75,11 @@ def trace(
         TimeAxisError: the time axis can not be told, or contradicts ``time_steps``.
         CaptureMismatchError: the graph does not compute what the model computes (state, randomness, control flow on data).
         CaptureError: the model can not be exported; the message says where.
+        NonFiniteConstantError: a number that the model computes from its parameters alone is infinite or NaN.
+
+    Warns:
+        WarmStateWarning: the model carried membrane state from an earlier call.
+        BatchStatisticsWarning: a batch norm without running statistics normalises by the batch it is given.
     """
     inputs = _as_tensors(example)
     _require_eval(model)
@@ -102,12 +109,32 @@ def trace(
         graph = exported_graph(model, inputs, axes, runner, name=name, prefix="inner" if stepped else "")
         with _trainable_as_in(model, graph, "inner." if stepped else ""):
             _compare_bitwise(graph, runner, inputs, expected, axes)
+    if mixing := _batch_statistics(graph):
+        shown = ", ".join(mixing[:5]) + (f" and {len(mixing) - 5} more" if len(mixing) > 5 else "")
+        note = (
+            f"batch statistics: {shown} normalises by the mean and variance of the batch it is given (no running statistics), "
+            "so the engine's answers depend on the batch size and on the samples beside each other"
+        )
+        graph.facts = replace(graph.facts, notes=(*graph.notes, note))
+        warnings.warn(note, BatchStatisticsWarning, stacklevel=2)
     captured = graph.to(torch.float64)
     result = pipelines.capture()(captured)
     merged = result.graph
     merged.facts = replace(merged.facts, notes=(*graph.notes, *(str(n) for n in result.notes if n.kind == "refused")))
     _compare_float64(captured, merged, _fresh(axes.resized(inputs, _batch_to_compare(captured))) if graph.free_batch else inputs)
     return merged
+
+
+def _batch_statistics(graph: SpikingGraph) -> list[str]:
+    """The modules that mix samples by normalising over the batch; an instance norm, exported alike, has it among the channels."""
+    dims = batch_dims(graph)
+    found = []
+    for node in graph.nodes:
+        if is_op(node, torch.ops.aten._native_batch_norm_legit.no_stats):
+            source = operand(node)
+            if dims.get(source) == 0 or (not graph.free_batch and shape_of(source)[0] > 1):
+                found.append(module_path(node) or node.name)
+    return list(dict.fromkeys(found))
 
 
 def _batch_to_compare(graph: SpikingGraph) -> int:

@@ -174,6 +174,7 @@ def _flatten(program: torch.export.ExportedProgram) -> _Raw:
             if spec.kind is InputKind.USER_INPUT:
                 name = re.sub(r"\W", "_", node.name)
                 mapping[node] = graph.placeholder(name)
+                mapping[node].meta["val"] = node.meta.get("val")
                 names.append(name)
             elif node.users:
                 target = str(spec.target)
@@ -182,6 +183,7 @@ def _flatten(program: torch.export.ExportedProgram) -> _Raw:
                     raise CaptureError(f"the model holds {target}, a {type(value).__name__}, which is not a tensor")
                 tensors[target] = value.detach()
                 mapping[node] = graph.get_attr(target)
+                mapping[node].meta["val"] = node.meta.get("val")
         elif node.target in _ASSERTIONS:
             continue  # of types, which differ when the graph runs in float64
         elif node.op == "output":
