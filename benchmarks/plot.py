@@ -40,6 +40,8 @@ NOTES: Final = {
 }
 
 
+MEMORY: Final = ("eager", "engine", "engine_off")
+MEMORY_PARTS: Final = ("model_mib", "call_mib", "peak_mib")
 INTRODUCTION: Final = """\
 Nets with attention, batch 1, on a CPU: the time of each way to run them, divided by that of snngraph's fp32 engine on OpenVINO.
 Above 1 the engine is faster. All run in turn in one process with the same number of threads; a ratio is taken within a round,
@@ -135,7 +137,18 @@ def _page(results: Sequence[Result], missing: Mapping[str, str]) -> Iterator[str
         if measured := [r for r in results if "memory" in r.document["attention"]]:
             yield "The map summed rank by rank: MiB of the model and of a call, beyond the libraries, each in a fresh process.\n"
             yield from _table(
-                ("", "eager: model", "call", "engine: model", "call"),
+                (
+                    "",
+                    "eager: model",
+                    "call",
+                    "together",
+                    "engine: model",
+                    "call",
+                    "together",
+                    "passes off: model",
+                    "call",
+                    "together",
+                ),
                 ([str(r.document["model"]), *_memory(r.document["attention"]["memory"])] for r in measured),
             )
             yield ""
@@ -189,7 +202,7 @@ def _conversion(found: Mapping[str, Any]) -> list[str]:
 
 
 def _memory(found: Mapping[str, Any]) -> list[str]:
-    return [f"{found[what][part]:.0f}" for what in ("eager", "engine") for part in ("model_mib", "call_mib")]
+    return [f"{found[what][part]:.0f}" for what in MEMORY for part in MEMORY_PARTS]
 
 
 def _machine(document: Mapping[str, Any]) -> str:

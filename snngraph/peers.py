@@ -246,7 +246,6 @@ def _patience(seconds: float | None, end: float | None) -> Iterator[None]:
         from torch._inductor.async_compile import shutdown_compile_workers
 
         shutdown_compile_workers()  # what they had still to do would take time from those who run next
-        torch._dynamo.reset()
         raise TimeoutError(reason) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -257,7 +257,7 @@ def test_the_attention_passes_are_left_out_by_name() -> None:
 
 
 def test_a_missed_bar_is_said() -> None:
-    case = attention.Case("", lambda small: Net(), torch.zeros, 1, off_over_on=1.2, over_eager=5.0, memory=True)
+    case = attention.Case("", lambda small: Net(), torch.zeros, 1, off_over_on=1.2, over_eager=5.0, less_memory=True)
     found: dict[str, Any] = {
         "off_over_on": 1.1,
         "over_eager": None,

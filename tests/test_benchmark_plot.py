@@ -30,7 +30,11 @@ DOCUMENT = {
     ],
     "attention": {
         "conversion": {"seconds": 12.0, "stages": {"trace": 8.0, "optimize": 3.0, "build": 1.0}, "peak_gib": 1.25},
-        "memory": {"eager": {"model_mib": 10, "call_mib": 200}, "engine": {"model_mib": 20, "call_mib": 30}},
+        "memory": {
+            "eager": {"model_mib": 10, "call_mib": 200, "peak_mib": 210},
+            "engine": {"model_mib": 20, "call_mib": 30, "peak_mib": 50},
+            "engine_off": {"model_mib": 21, "call_mib": 40, "peak_mib": 61},
+        },
     },
     "problems": ["converting takes long"],
     "hardware": {"cpu": "a CPU"},
@@ -64,7 +68,7 @@ def test_the_page_shows_every_ratio(results: Path, tmp_path: Path) -> None:
     page, _ = made(results, tmp_path / "docs")
     assert "| MA <Gesture> | 8.25 | - | - | 1.50 | (0.75) | 1.38 | 1 (10 ms) | 3 (4) |" in page
     assert "| MA <Gesture> | 8.0 | 3.0 | 1.0 | 12.0 | 1.25 |" in page
-    assert "| MA <Gesture> | 10 | 200 | 20 | 30 |" in page
+    assert "| MA <Gesture> | 10 | 200 | 210 | 20 | 30 | 50 | 21 | 40 | 61 |" in page
     assert "- MA <Gesture>: converting takes long" in page
     assert "python -m benchmarks.plot" in page
 
