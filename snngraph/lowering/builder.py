@@ -172,6 +172,11 @@ class Builder:
             return value.tensor
         return self.emit("Reshape", value.tensor, self._target(value), **self._allow_zero(value.shape))
 
+    def made_by(self, value: Value) -> str:
+        """The ONNX operator that made the tensor of ``value``, if one did."""
+        maker = self._makers.get(value.tensor)
+        return "" if maker is None else str(maker.op_type)
+
     def cast(self, value: Value, dtype: torch.dtype) -> Value:
         """``value`` with another element type."""
         if value.dtype == dtype:

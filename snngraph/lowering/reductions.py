@@ -36,6 +36,13 @@ def reduced(builder: Builder, op: str, x: Value, dims: Sequence[int] | int | Non
         # drop dimensions, it has merged two reductions along wrong ones (https://github.com/openvinotoolkit/openvino/issues/31833).
         # Four dimensions, all kept, are right, and free.
         x = builder.view(x, (*x.shape, 1))
+    large = [d for d, n in enumerate(x.shape) if n != 1]
+    if builder.made_by(x) == op and len(large) <= 4 and not set(axes).isdisjoint(large):
+        # OpenVINO merges a reduction with an equal one before it into one over all their dimensions, and so reads the large
+        # tensor again that the first had made small. Not with a reshape between them.
+        ones = 4 - len(large)
+        axes = [ones + large.index(d) for d in axes if d in large]
+        x = builder.view(x, (1,) * ones + tuple(x.shape[d] for d in large))
     layout = tuple(1 if d in axes else n for d, n in enumerate(x.shape))
     return builder.value(builder.emit(op, x, as_tensor(axes), keepdims=1), shape, x.dtype, layout=layout)
 
