@@ -158,6 +158,8 @@ class _Found:
 
     def _plan(self, group: list[int]) -> _Plan | None:
         products = [self.products[k] for k in group]
+        if not all(node.meta["val"].is_floating_point() for p in products for node, _ in p.factors):
+            return None  # a matrix product takes one floating type
         plan = _Plan([self.total.terms[k] for k in group])
         if len(group) == 1:
             self._sort(products[0])

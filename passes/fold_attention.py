@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -34,7 +34,7 @@ from snngraph.analysis.batch import batch_dims
 from snngraph.analysis.bounds import bounds
 from snngraph.graph import LIF, LIF_STEP, RESHAPE, SpikingGraph, arguments, defaults_of, is_op, operand, shape_of
 from snngraph.passes.base import Pass, PassResult, Rewriter
-from snngraph.passes.scales import Scale, Scales, numel
+from snngraph.passes.scales import Scale, Scales, joint, numel
 from snngraph.types import Exactness
 
 __all__ = ["LEAST_SCALE", "FoldAttention"]
@@ -110,19 +110,17 @@ class _Fold:
             split = self.scales.split(node)
             if len(node.users) > 1:
                 if split is not None:
-                    self.edit.refuse(
-                        self.node, f"{node.name} = scale * input is read by {len(node.users)} operators, so it is made anyway"
-                    )
+                    self.edit.refuse(self.node, f"scale {split[0]} stays a product, which {len(node.users)} operators read")
                 break
             if split is not None:
                 scale, inner = split
                 relus = [op for op in ops if is_op(op, aten.relu.default)]
                 if relus and not scale.nonnegative:
-                    self.edit.refuse(self.node, f"the scale in {node.name} may be negative, so it can not pass {relus[0].name}")
+                    self.edit.refuse(self.node, f"scale {scale} may be negative, so it can not pass {relus[0].name}")
                     break
                 moved = self._moved(scale, ops)
                 if moved is None:
-                    self.edit.refuse(self.node, f"the scale in {node.name} is spread out by a reshape before the neuron")
+                    self.edit.refuse(self.node, f"scale {scale} is spread out by a reshape before the neuron")
                     break
                 factors.append(moved)
                 node = inner
@@ -219,13 +217,9 @@ class _Fold:
             parts.append(own)
         if not parts:
             return None
-        shape = tuple(max(p.shape[d] for p in parts) for d in range(self.rank))
-        if numel(shape) >= numel(shape_of(self.x)) and len(parts) > 1:
-            return None
-        batch = next((p.batch_dim for p in parts if p.batch_dim is not None), None)
         with self.edit.graph.graph.inserting_before(self.node):
-            node = self._product(parts)
-        return Scale(node, shape, batch)
+            gain = joint(self._product(parts), parts)
+        return None if gain.elements >= numel(shape_of(self.x)) and len(parts) > 1 else gain
 
     def _product(self, parts: Sequence[Scale]) -> fx.Node:
         """Small factors first: the product grows as late as possible."""
@@ -254,14 +248,14 @@ class _Fold:
         """Divides what adds to the membrane or is compared with it by the product of the scales."""
         graph = self.edit.graph
         with graph.graph.inserting_before(self.node):
-            product = self._product(parts)
-            shape = tuple(max(p.shape[d] for p in parts) for d in range(self.rank))
-            batch = next((p.batch_dim for p in parts if p.batch_dim is not None), None)
+            product = joint(self._product(parts), parts)
             if any(p.least < LEAST_SCALE for p in parts):
-                product = graph.graph.call_function(aten.clamp.default, (product, LEAST_SCALE))
-            by = self.scales.reshaped(Scale(product, shape, batch), list(range(1, self.rank)))
-            if all(n == 1 for n in shape) and batch is None:
-                by = graph.graph.call_function(RESHAPE, (product, []))
+                product = replace(product, node=graph.graph.call_function(aten.clamp.default, (product.node, LEAST_SCALE)))
+            by: fx.Node | float
+            if all(map(product.constant_along, range(self.rank))):
+                by = graph.graph.call_function(RESHAPE, (product.node, []))
+            else:
+                by = self.scales.reshaped(product, list(range(1, self.rank)))
             defaults = defaults_of(self.node.target)
             for name in _ADDITIVE:
                 value = self.given[name]
@@ -278,12 +272,19 @@ class _Fold:
         self, chain: _Chain, gains: Sequence[Scale], thresholds: Sequence[Scale], own: Sequence[Scale], reason: str | None
     ) -> None:
         def show(parts: Sequence[Scale]) -> str:
-            return ", ".join(f"{p.node}{list(p.shape)}" for p in parts)
+            return ", ".join(map(str, parts))
 
         if thresholds:
             self.edit.did(self.node, f"scale {show(thresholds)} of its input divides its threshold")
         if own:
             self.edit.did(self.node, f"its constant gain {show(own)} divides its threshold")
         if gains:
-            why = reason or "it varies over time, or may be negative" if self.steps > 1 else reason or "there is one step only"
-            self.edit.did(self.node, f"scale {show(gains)} of its input is its gain: {why}")
+            self.edit.did(self.node, f"scale {show(gains)} of its input is its gain: {reason or self._why_gain(gains)}")
+
+    def _why_gain(self, gains: Sequence[Scale]) -> str:
+        reasons = []
+        if not all(g.constant_along(0) for g in gains) and self.steps > 1:
+            reasons.append("it varies over time")
+        if not all(g.nonnegative for g in gains):
+            reasons.append("it may be negative")
+        return " and ".join(reasons) or "over one step a division would cost as much"

@@ -7,8 +7,12 @@ Per dimension, for a kernel ``w`` of J taps with stride c, dilation d and paddin
 where ``W`` has ``d(J-1) + c(k-1) + 1`` taps: ``w`` added up at every shift within the window and divided by k. The bias stays. A
 3x3 convolution and a 2x2 pooling become one 4x4 convolution of stride 2, which multiplies 16 times per result instead of 36.
 
-Refused: a pooling with padding or with a ceiling, another divisor, a convolution that others read too or that is transposed, and
-where the larger kernel would multiply more often than before.
+A longer sum rounds more: an engine adds a kernel's products one after the other, and the pooling would have averaged the errors
+of several such sums. So a long sum is made of two, over half of the input channels each (a convolution in two groups, and an
+addition), which brings the error back to that of convolution and pooling.
+
+Refused: a pooling with padding or with a ceiling, another divisor, a convolution that others read too or that is transposed, a
+long sum that can not be halved, and where the larger kernel would multiply more often than before.
 
 Exactness: real (the kernel is added up in float64).
 """
@@ -30,6 +34,8 @@ from snngraph.types import Exactness
 __all__ = ["FoldAveragePool"]
 
 aten = torch.ops.aten
+_LONG = 64
+"""Products in a sum from which on it is made of two."""
 _POOLS: dict[Any, int] = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2, aten.avg_pool3d.default: 3}
 
 
@@ -67,17 +73,40 @@ def _fold(edit: Rewriter, pool: fx.Node, conv: fx.Node) -> str | None:
     taps = [d * (j - 1) + c * (k - 1) + 1 for d, j, c, k in zip(dilation, weight.shape[2:], stride, size, strict=True)]
     if math.prod(taps) > math.prod(weight.shape[2:]) * math.prod(step):
         return f"a kernel of {taps} would multiply more often than {list(weight.shape[2:])} at every pixel"
+    kernel = _pooled(weight.double(), taps, stride, dilation, size)
+    long = kernel[0].numel() > _LONG
+    if long and (given["groups"] != 1 or kernel.shape[1] % 2):
+        return f"a sum of {kernel[0].numel()} products rounds more than the pooling allows, and does not divide into two"
+    strides = [c * s for c, s in zip(stride, step, strict=True)]
     with edit.graph.graph.inserting_before(pool):
-        kernel = edit.graph.add_tensor(f"{given['weight'].target}_pooled", _pooled(weight.double(), taps, stride, dilation, size))
-        strides = [c * s for c, s in zip(stride, step, strict=True)]
-        new = edit.graph.graph.call_function(
-            aten.convolution.default,
-            (operand(conv), kernel, given["bias"], strides, given["padding"], [1] * rank, False, [0] * rank, given["groups"]),
-        )
-    new.meta = origin_of(conv)
+        new = _convolution(edit, conv, kernel, strides, halves=long)
     pool.replace_all_uses_with(new)
     edit.did(pool, f"folded into {conv.name}: a kernel of {taps} with stride {strides}")
     return None
+
+
+def _convolution(edit: Rewriter, conv: fx.Node, kernel: Tensor, stride: Sequence[int], *, halves: bool) -> fx.Node:
+    """``conv`` with another kernel and stride, as the sum of two halves of its input channels if asked for."""
+    graph, given = edit.graph.graph, arguments(conv)
+    bias, name = given["bias"], str(given["weight"].target)
+    rank = kernel.dim() - 2
+
+    def call(weight: Tensor, bias: fx.Node | None, groups: int) -> fx.Node:
+        constant = edit.graph.add_tensor(f"{name}_pooled", weight)
+        options = (list(stride), given["padding"], [1] * rank, False, [0] * rank, groups)
+        new = graph.call_function(aten.convolution.default, (operand(conv), constant, bias, *options))
+        new.meta = origin_of(conv)
+        return new
+
+    if not halves:
+        return call(kernel, bias, given["groups"])
+    outputs = kernel.shape[0]
+    if bias is not None:
+        zeros = edit.graph.add_tensor(f"{name}_no_bias", torch.zeros(outputs, dtype=torch.float64))
+        bias = graph.call_function(aten.cat.default, ([bias, zeros], 0))
+    both = call(torch.cat(kernel.chunk(2, 1)), bias, 2)
+    parts = [graph.call_function(aten.slice.Tensor, (both, 1, k * outputs, (k + 1) * outputs)) for k in range(2)]
+    return graph.call_function(aten.add.Tensor, tuple(parts))
 
 
 def _pooled(weight: Tensor, taps: Sequence[int], stride: Sequence[int], dilation: Sequence[int], size: Sequence[int]) -> Tensor:

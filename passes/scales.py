@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 from snngraph.analysis.batch import shape_with_free_batch
 from snngraph.analysis.bounds import Interval
-from snngraph.graph import RESHAPE, SpikingGraph, is_op, operand, shape_of
+from snngraph.graph import RESHAPE, SpikingGraph, is_op, module_path, operand, shape_of
 
-__all__ = ["Scale", "Scales", "aligned", "numel"]
+__all__ = ["Scale", "Scales", "aligned", "joint", "numel"]
 
 aten = torch.ops.aten
 
@@ -46,6 +46,10 @@ class Scale:
     least: float = -math.inf
     constant: bool = False
 
+    def __str__(self) -> str:
+        sizes = ", ".join("N" if d == self.batch_dim else str(n) for d, n in enumerate(self.shape))
+        return f"{(module_path(self.node) or self.node.name) if isinstance(self.node, fx.Node) else self.node}[{sizes}]"
+
     @property
     def nonnegative(self) -> bool:
         """Whether no entry can be negative."""
@@ -59,6 +63,12 @@ class Scale:
     def constant_along(self, dim: int) -> bool:
         """Whether the scale is the same all along a dimension, at every batch size."""
         return self.shape[dim] == 1 and dim != self.batch_dim
+
+
+def joint(node: fx.Node, parts: Sequence[Scale]) -> Scale:
+    """``node``, the product of ``parts``, as a scale."""
+    shape = tuple(max(sizes) for sizes in zip(*(p.shape for p in parts), strict=True))
+    return Scale(node, shape, next((p.batch_dim for p in parts if p.batch_dim is not None), None))
 
 
 class Scales:
@@ -76,29 +86,37 @@ class Scales:
         if is_op(node, aten.div.Tensor):
             x, by = node.args
             number = self.graph.number(by)
-            if isinstance(x, fx.Node) and number and shape_of(x) == shape_of(node):
+            if isinstance(x, fx.Node) and number and self._is_scaled(x, node):
                 return self._number(1.0 / number, len(shape_of(node))), x
             return None
         if not is_op(node, aten.mul.Tensor):
             return None
         shape = shape_of(node)
         for x, a in (node.args, node.args[::-1]):
-            if not isinstance(x, fx.Node) or "val" not in x.meta or shape_of(x) != shape or not x.meta["val"].is_floating_point():
+            if not isinstance(x, fx.Node) or not self._is_scaled(x, node):
                 continue
             scale = self.of(a, len(shape))
-            if scale is not None and scale.elements < numel(shape) and self.same_shape(x, node):
+            if scale is not None and scale.elements < numel(shape):
                 return scale, x
         return None
 
+    def _is_scaled(self, x: fx.Node, product: fx.Node) -> bool:
+        """Whether ``x`` may be what a product is a multiple of: of its shape and floating (an integer takes part in no fold)."""
+        return "val" in x.meta and self.same_shape(x, product) and bool(x.meta["val"].is_floating_point())
+
     def of(self, a: object, rank: int) -> Scale | None:
-        """``a`` as the scale of a tensor with ``rank`` dimensions."""
+        """``a`` as the scale of a tensor with ``rank`` dimensions; ``None`` for a constant that is not finite."""
         if isinstance(a, fx.Node) and isinstance(a.meta.get("val"), Tensor) and a.meta["val"].is_floating_point():
             shape = shape_of(a)
             batch = self.dims.get(a)
+            value = self.graph.constant(a)
+            if value is not None and not bool(value.isfinite().all()):
+                return None
             least = self.bounds.get(a, (-math.inf, 0.0))[0]
             at = None if batch is None else batch + rank - len(shape)
-            return Scale(a, aligned(shape, rank), at, least, self.graph.constant(a) is not None)
-        return self._number(float(a), rank) if isinstance(a, int | float) and not isinstance(a, bool) else None
+            return Scale(a, aligned(shape, rank), at, least, value is not None)
+        finite = isinstance(a, int | float) and not isinstance(a, bool) and math.isfinite(a)
+        return self._number(float(a), rank) if isinstance(a, int | float) and finite else None
 
     def _number(self, a: float, rank: int) -> Scale:
         return Scale(a, (1,) * rank, None, a, True)

@@ -53,7 +53,6 @@ _AVERAGE = {
     aten._adaptive_avg_pool2d.default: 2,
 }
 _MAX: dict[Any, int] = {aten.max_pool2d_with_indices.default: 2, aten.max_pool3d_with_indices.default: 3}
-_SWEEPS = 20
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ class SinkScales(Pass):
     def run(self, graph: SpikingGraph) -> PassResult:
         """Sweeps over the graph until nothing moves; every move takes a scale nearer to the outputs."""
         changed, notes = False, dict[Note, None]()
-        for _ in range(_SWEEPS):
+        for _ in list(graph.nodes):  # a bound, never reached: every walk takes a scale past one operator at least
             sweep = _Sweep(graph)
             sweep.run()
             result = sweep.edit.result()
@@ -76,6 +75,15 @@ class SinkScales(Pass):
             notes.update(dict.fromkeys(n for n in result.notes if n.kind == "rewrite"))
             graph, changed = result.graph, True
         return PassResult(graph.finish() if changed else graph, changed, tuple(notes))  # the last walk left what it tried
+
+
+@dataclass(frozen=True, slots=True)
+class _Path:
+    """A scale ``a``, the tensor ``x`` it multiplies, and the operators between ``a * x`` and where it was looked for."""
+
+    scale: Scale
+    x: fx.Node
+    between: list[fx.Node]
 
 
 class _Sweep:
@@ -129,27 +137,31 @@ class _Sweep:
 
     # -- what a value is before the operators that are moved along -----------------------------------------------------------
 
-    def _scaled(self, node: fx.Node) -> tuple[Scale, fx.Node] | None:
-        """``a`` and a new node ``x`` with ``node == a * x``, through views and relus that only lead here."""
+    def _find(self, node: fx.Node) -> _Path | None:
+        """The nearest scale of ``node``: its own, or one before views and relus that only lead here."""
         between: list[fx.Node] = []
         split = self.scales.split(node)
         while split is None and self._movable(node):
             between.insert(0, node)
             node = operand(node)
             split = self.scales.split(node)
-        if split is None:
-            return None
-        scale, x = split
-        for op in between:
-            if is_op(op, aten.relu.default):
-                if not scale.nonnegative:
-                    return None
-            else:
-                moved = self.scales.through(scale, op)
-                if moved is None:
-                    return None
-                scale = moved
-        for op in between:
+        return None if split is None else _Path(*split, between)
+
+    def _movable(self, node: fx.Node) -> bool:
+        """Whether a scale may pass this operator on its way; a relu that others read would be computed twice."""
+        if "val" not in node.meta:
+            return False
+        return is_op(node, RESHAPE, aten.permute.default) or (is_op(node, aten.relu.default) and len(node.users) == 1)
+
+    def _taken_out(self, path: _Path) -> tuple[Scale, fx.Node] | None:
+        """``a`` and a new node ``x`` with ``node == a * x`` for the node at the end of ``path``."""
+        scale, x = path.scale, path.x
+        for op in path.between:
+            moved = scale if is_op(op, aten.relu.default) else self.scales.through(scale, op)
+            if moved is None or (is_op(op, aten.relu.default) and not scale.nonnegative):
+                return None
+            scale = moved
+        for op in path.between:
             x = self._emit(op.target, x, *op.args[1:], of=op)
         return scale, x
 
@@ -166,12 +178,12 @@ class _Sweep:
         x, given = operand(node), arguments(node)
         rank = len(shape_of(x))
         over = sorted({d % rank for d in given["dim"] or range(rank)})
-        split = self._peek(x)
-        if split is None or given.get("dtype") is not None:
+        path = self._find(x)
+        if path is None or given.get("dtype") is not None:
             return None
-        if not self._allowed(node, split, linear=is_op(node, *_LINEAR_REDUCTIONS)):
+        if not self._allowed(node, path.scale, linear=is_op(node, *_LINEAR_REDUCTIONS)):
             return None
-        found = self._scaled(x)
+        found = self._taken_out(path)
         if found is None:
             return None
         scale, inner = found
@@ -185,7 +197,7 @@ class _Sweep:
         if rest:
             product = self._emit(node.target, product, rest, True, of=node)
             shape = [1 if d in rest else n for d, n in enumerate(shape)]
-        self.edit.did(node, f"scale {self._title(split)} is applied after the reduction over {first}")
+        self.edit.did(node, f"scale {path.scale} is applied after the reduction over {first}")
         return self._without(product, shape, over, self.dims.get(x)) if not given["keepdim"] else product
 
     def _pooling(self, node: fx.Node) -> fx.Node | None:
@@ -193,22 +205,22 @@ class _Sweep:
         largest = target in _MAX
         window = _MAX[target] if largest else _AVERAGE[target]
         x = operand(node)
-        split = self._peek(x)
-        if split is None or numel(shape_of(node) if not largest else node.meta["val"][0].shape) >= numel(shape_of(x)):
+        path = self._find(x)
+        if path is None or numel(shape_of(node) if not largest else node.meta["val"][0].shape) >= numel(shape_of(x)):
             return None
         indices_used = largest and any(operand(u, 1) != 0 for u in node.users)
-        if indices_used or not self._allowed(node, split, linear=not largest):
+        if indices_used or not self._allowed(node, path.scale, linear=not largest):
             return None
-        found = self._scaled(x)
+        found = self._taken_out(path)
         if found is None:
             return None
         scale, inner = found
         rank = len(scale.shape)
         if not all(scale.constant_along(d) for d in range(rank - window, rank)):
-            self.edit.refuse(node, f"scale {self._title(split)} varies in the pooling's window")
+            self.edit.refuse(node, f"scale {path.scale} varies in the pooling's window")
             return None
         pooled = self._emit(target, inner, *node.args[1:], of=node)
-        self.edit.did(node, f"scale {self._title(split)} is applied after the pooling")
+        self.edit.did(node, f"scale {path.scale} is applied after the pooling")
         if not largest:
             return self._emit(aten.mul.Tensor, pooled, self._value(scale))
         values = self._emit(operator.getitem, pooled, 0)
@@ -220,20 +232,20 @@ class _Sweep:
     def _weighted(self, node: fx.Node) -> fx.Node | None:
         """``W(a*x) + b`` where a neuron takes the result: ``a * Wx`` is its input and ``b`` goes to its bias."""
         x, given = operand(node), arguments(node)
-        split = self._peek(x)
-        if split is None or given["weight"] in (x, None):
+        path = self._find(x)
+        if path is None or given["weight"] in (x, None):
             return None
-        if split[0].constant:
+        if path.scale.constant:
             return None  # into the weights, if anywhere
-        found = self._scaled(x)
+        found = self._taken_out(path)
         inner_dims = range(1, len(shape_of(x))) if is_op(node, aten.convolution.default) else [len(shape_of(x)) - 1]
         if found is None or not all(found[0].constant_along(d) for d in inner_dims):
-            self.edit.refuse(node, f"scale {self._title(split)} varies over the layer's inputs: it stays before the layer")
+            self.edit.refuse(node, f"scale {path.scale} varies over the layer's inputs: it stays before the layer")
             return None
         scale, inner = found
         neuron, views = self._neuron_behind(node)
         if neuron is None:
-            self.edit.refuse(node, f"scale {self._title(split)} could follow the layer, but no neuron takes its output alone")
+            self.edit.refuse(node, f"scale {path.scale} could follow the layer, but no neuron takes its output alone")
             return None
         options = arguments(neuron)
         bias = given["bias"]
@@ -244,12 +256,16 @@ class _Sweep:
             )
             return None
         if bias is not None:
-            self._bias_into(neuron, bias, node, views)
+            moved = self._bias_of(bias, node, views)
+            if moved is None or not moved.constant_along(0):
+                self.edit.refuse(node, "its bias does not reach the neuron as one number per channel")
+                return None
+            self._bias_into(neuron, moved)
         rest = list(node.args[3:])
         bare = self._emit(node.target, inner, given["weight"], *([None, *rest] if rest else []), of=node)
         if is_op(node, aten.convolution.default):
             bare.args = (inner, given["weight"], None, *(given[k] for k in _CONVOLUTION))
-        self.edit.did(node, f"scale {self._title(split)} is applied after the layer, whose neuron {neuron.name} takes it")
+        self.edit.did(node, f"scale {path.scale} is applied after the layer, whose neuron {neuron.name} takes it")
         return self._emit(aten.mul.Tensor, bare, self._value(scale))
 
     def _neuron_behind(self, node: fx.Node) -> tuple[fx.Node | None, list[fx.Node]]:
@@ -264,21 +280,20 @@ class _Sweep:
             node = user
         return None, views
 
-    def _bias_into(self, neuron: fx.Node, bias: fx.Node, layer: fx.Node, views: Sequence[fx.Node]) -> None:
-        """Adds ``input_gain * gain * b`` to the neuron's bias."""
+    def _bias_of(self, bias: fx.Node, layer: fx.Node, views: Sequence[fx.Node]) -> Scale | None:
+        """A layer's bias as it adds to what ``views`` make of its result."""
         channel = 1 if is_op(layer, aten.convolution.default) else len(shape_of(layer)) - 1
-        shape = [1] * len(shape_of(layer))
-        shape[channel] = shape_of(layer)[channel]
-        scale = Scale(bias, tuple(shape))
-        node = self.graph.call_function(RESHAPE, (bias, shape))
-        scale = Scale(node, tuple(shape))
+        shape = [shape_of(layer)[channel] if d == channel else 1 for d in range(len(shape_of(layer)))]
+        moved: Scale | None = Scale(self.graph.call_function(RESHAPE, (bias, shape)), tuple(shape))
         for view in views:
-            moved = self.scales.through(scale, view)
-            assert moved is not None, "a bias per channel goes through the reshape that splits time"
-            scale = moved
+            moved = None if moved is None else self.scales.through(moved, view)
+        return moved
+
+    def _bias_into(self, neuron: fx.Node, bias: Scale) -> None:
+        """Adds ``input_gain * gain * b`` to the neuron's bias."""
         options = arguments(neuron)
         with self.graph.inserting_before(neuron):
-            value = self.scales.reshaped(scale, list(range(1, len(scale.shape))))
+            value = self.scales.reshaped(bias, list(range(1, len(bias.shape))))
             for name in ("gain", "input_gain"):
                 if options[name] is not None:
                     value = self.graph.call_function(aten.mul.Tensor, (value, options[name]))
@@ -315,28 +330,11 @@ class _Sweep:
 
     # -- parts -------------------------------------------------------------------------------------------------------------
 
-    def _peek(self, node: fx.Node) -> tuple[Scale, fx.Node] | None:
-        """The scale that :meth:`_scaled` would find, without making anything."""
-        split = self.scales.split(node)
-        while split is None and self._movable(node):
-            node = operand(node)
-            split = self.scales.split(node)
-        return split
-
-    def _movable(self, node: fx.Node) -> bool:
-        """Whether a scale may pass this operator on its way; a relu that others read would be computed twice."""
-        if "val" not in node.meta:
-            return False
-        return is_op(node, RESHAPE, aten.permute.default) or (is_op(node, aten.relu.default) and len(node.users) == 1)
-
-    def _allowed(self, node: fx.Node, split: tuple[Scale, fx.Node], *, linear: bool) -> bool:
-        if linear or split[0].nonnegative:
+    def _allowed(self, node: fx.Node, scale: Scale, *, linear: bool) -> bool:
+        if linear or scale.nonnegative:
             return True
-        self.edit.refuse(node, f"scale {self._title(split)} may be negative, so it can not leave a maximum")
+        self.edit.refuse(node, f"scale {scale} may be negative, so it can not leave a maximum")
         return False
-
-    def _title(self, split: tuple[Scale, fx.Node]) -> str:
-        return f"{split[0].node}{list(split[0].shape)}"
 
     def _value(self, scale: Scale) -> fx.Node:
         node = self.scales.ranked(scale)

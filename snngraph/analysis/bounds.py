@@ -121,6 +121,8 @@ def _call(node: fx.Node, found: dict[fx.Node, Interval]) -> Interval:
         return of(operand(node))
     if target in _AVERAGE_POOLS:
         low, high = of(operand(node))
+        if arguments(node).get("divisor_override") is not None:
+            return _ALL
         return min(low, 0.0), max(high, 0.0)
     if target in _UNARY:
         return _UNARY[target](of(operand(node)))
@@ -132,7 +134,7 @@ def _call(node: fx.Node, found: dict[fx.Node, Interval]) -> Interval:
         low, high = of(operand(node, 1))
         return _mul(of(operand(node)), (1.0 / high, 1.0 / low)) if low > 0.0 else _ALL
     if is_op(node, aten.add.Tensor, aten.sub.Tensor):
-        alpha = float(arguments(node).get("alpha") or 1.0)
+        alpha = float(arguments(node)["alpha"])
         alpha = -alpha if is_op(node, aten.sub.Tensor) else alpha
         return _add(of(operand(node)), _mul((alpha, alpha), of(operand(node, 1))))
     if is_op(node, aten.sum.dim_IntList):
@@ -166,7 +168,8 @@ def _output(node: fx.Node, found: dict[fx.Node, Interval]) -> Interval:
     source, k = operand(node), operand(node, 1)
     if is_op(source, LIF, LIF_STEP) and OUTPUT_NAMES[k] == "s":
         given = arguments(source)
-        emitted = {"spike": (0.0, 1.0), "count": (0.0, math.inf), "signed": (-1.0, 1.0)}[given["emit"]]
+        positive = found.get(given["threshold"], _ALL)[0] > 0.0  # a count divides by the threshold
+        emitted = {"spike": (0.0, 1.0), "count": (0.0, math.inf) if positive else _ALL, "signed": (-1.0, 1.0)}[given["emit"]]
         level = (1.0, 1.0) if given["level"] is None else found.get(given["level"], _ALL)
         return _mul(emitted, level)
     if not is_op(source, LIF, LIF_STEP) and k == 0 and getattr(source, "target", None) in _SAME:

@@ -99,11 +99,6 @@ def numel(shape: Shape) -> Dim:
     return Batch(math.prod(sizes) * free[0]) if free else math.prod(sizes)
 
 
-def elements_of(count: Dim) -> int:
-    """The number of elements; of a free batch, none is promised."""
-    return count if isinstance(count, int) else 0
-
-
 def merged(shape: Shape) -> Shape:
     """``[T, N, ...]`` as ``[T*N, ...]``."""
     return (numel(shape[:2]), *shape[2:])
@@ -308,17 +303,23 @@ class Builder:
         A split copies. So a large result of a layer that nothing else reads is never made whole: the layer runs step by step, its
         result stays in the cache, and the neuron's first operation is fused into it.
         """
-        maker = self._makers.get(tensor)
-        if steps == 1 or maker is None:
-            return [tensor] if steps == 1 else self.emit_many("Split", [tensor], steps, axis=0, num_outputs=steps)
+        if steps == 1:
+            return [tensor]
         if tensor in self._joined:
-            return list(maker.input)
-        per_step = maker.op_type in _PER_STEP and all(name in self.initializers for name in maker.input[1:])
-        if tensor in self.private and per_step and (maker.op_type == "Relu" or elements_of(elements) >= _LARGE):
-            attributes = {a.name: helper.get_attribute_value(a) for a in maker.attribute}
-            before = self._unstacked(maker.input[0], steps, self._elements.get(maker.input[0], 0))
-            return [self.emit(maker.op_type, part, *maker.input[1:], **attributes) for part in before]
-        return self.emit_many("Split", [tensor], steps, axis=0, num_outputs=steps)
+            return list(self._makers[tensor].input)
+        maker = self._makers.get(tensor)
+        if maker is None or not self._runs_per_step(maker, elements):
+            return self.emit_many("Split", [tensor], steps, axis=0, num_outputs=steps)
+        attributes = {a.name: helper.get_attribute_value(a) for a in maker.attribute}
+        before = self._unstacked(maker.input[0], steps, self._elements.get(maker.input[0], 0))
+        return [self.emit(maker.op_type, part, *maker.input[1:], **attributes) for part in before]
+
+    def _runs_per_step(self, maker: onnx.NodeProto, elements: Dim) -> bool:
+        """Whether an operator that makes a time-major tensor had better run step by step."""
+        constants = all(name in self.initializers for name in maker.input[1:])
+        if maker.output[0] not in self.private or maker.op_type not in _PER_STEP or not constants:
+            return False
+        return maker.op_type == "Relu" or (isinstance(elements, int) and elements >= _LARGE)
 
     def joined(self, steps: Sequence[Value]) -> Value:
         """The inverse of :meth:`steps`: one ``Concat`` to ``[T*N, ...]``, seen as ``[T, N, ...]``."""

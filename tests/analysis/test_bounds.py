@@ -83,3 +83,35 @@ class _Watch(fx.Interpreter):
 def test_every_value_lies_within_its_bounds(graph: SpikingGraph) -> None:
     with torch.no_grad():
         _Watch(graph).run(*random_inputs(graph))
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "avg_pool2d(sigmoid(flatten_time(x)), [2, 2], [2, 2], [0, 0], False, True, 1)",
+        "avg_pool2d(sigmoid(flatten_time(x)), [2, 2], [2, 2], [0, 0], False, True, -1)",
+        "avg_pool2d(sigmoid(flatten_time(x)) + 1.0, [3, 3], [2, 2], [1, 1], False, True)",
+        "add.Tensor(sigmoid(x) + 0.5, sigmoid(x) + 1.0, alpha=0)",
+        "add.Tensor(sigmoid(x), sigmoid(x), alpha=-2)",
+        "sub.Tensor(sigmoid(x), sigmoid(x), alpha=3)",
+        "lif(x, threshold=-0.5, emit='count', reset='soft').s",
+        "lif(x, threshold=0.5, level=-2.0).s",
+        "sigmoid(x) / (sigmoid(x) + 0.25)",
+        "neg(sigmoid(x)) / (sigmoid(x) + 0.25)",
+        "where.self(gt.Scalar(x, 0.0), sigmoid(x), neg(sigmoid(x)))",
+        "clamp(x, -0.5, 0.25) * clamp(x, -0.25, 2.0)",
+        "conv2d(flatten_time(sigmoid(x)), relu(w[3, 4, 3, 3]), b[3], padding=1)",
+        "_softmax(x, 2, False)",
+        "sum.dim_IntList(neg(sigmoid(x)), [2])",
+        "maximum(sigmoid(x), x) + minimum(sigmoid(x), x)",
+        "pow.Tensor_Scalar(x, 2.0) + abs(x)",
+        "sqrt(abs(x)) + rsqrt(abs(x) + 0.1) + reciprocal(sigmoid(x) + 0.1)",
+        "cat([sigmoid(x), neg(sigmoid(x))], 2)",
+        "tanh(x) * tanh(x) - exp(clamp(x, -1.0, 1.0))",
+    ],
+)
+def test_spelled_out_operators_lie_within_their_bounds(expression: str) -> None:
+    graph = parse(f"x[3, N, 4, 6, 6] ->\ny = {expression}\nreturn y\n")
+    with torch.no_grad():
+        for seed in range(3):
+            _Watch(graph).run(*random_inputs(graph, seed=seed))

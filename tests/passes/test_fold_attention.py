@@ -188,7 +188,7 @@ def test_a_batch_norm_stands_between() -> None:
 def test_a_product_that_others_read_is_made_anyway() -> None:
     _, result = _run(f"{PER_CHANNEL}\ny = x * a\ns = lif(y, threshold=0.5)\nreturn s.s, mean(y, [0])")
     assert not result.changed
-    assert "read by 2 operators" in _refusals(result)
+    assert "stays a product, which 2 operators read" in _refusals(result)
 
 
 def test_a_gain_as_large_as_the_input_is_refused() -> None:
@@ -244,3 +244,12 @@ def test_every_combination_of_factors_and_neurons() -> None:
             for name in chosen:
                 product = f"({name} * {product})"
             _run("\n".join([*(factors[c] for c in chosen), f"s = lif(relu({product}), {neuron})", "return s.s"]))
+
+
+def test_an_infinite_constant_is_no_scale() -> None:
+    before = parse("x[3, N, 4] ->\ns = lif(relu(x) * g[4], threshold=0.5)\nreturn s.s\n")
+    (constant,) = (n for n in before.nodes if n.op == "get_attr" and "g" in str(n.target))
+    value = before.constant(constant)
+    assert value is not None
+    value[0] = float("inf")
+    assert not FoldAttention()(before).changed

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
+import snngraph
 from snngraph.graph import SpikingGraph, operand, shape_of
+from snngraph.neurons import LIF
 from snngraph.passes.base import PassResult
 from snngraph.passes.canonicalize import Canonicalize
+from snngraph.passes.fold_attention import FoldAttention
 from snngraph.passes.sink_scales import SinkScales
 from snngraph.testing import assert_equivalent, assert_graph, parse
 
@@ -167,3 +171,58 @@ def test_a_statistic_that_is_used_elsewhere_keeps_its_tensor() -> None:
     """A product that is an output is made anyway; the statistic may still come from the smaller side."""
     _, result = _run(f"{GATE_T}\ny = a * x\nreturn y, mean(y, [0, 3, 4])")
     assert _full_size(result.graph, "aten.mul.Tensor") == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "return mean(gt.Scalar(x, 0.0) / 2.0, [3, 4])",
+        "s = lif(gt.Scalar(x, 0.0) / 2.0 * 1.5, threshold=0.3)\nreturn s.s",
+    ],
+)
+def test_a_count_over_a_number_is_no_scaled_tensor(body: str) -> None:
+    """Its operand is an integer, which no fold can take the place of."""
+    before = parse(f"x[3, N, 4, 6, 6] ->\n{body}\n")
+    for step in (SinkScales(), FoldAttention()):
+        assert_equivalent(before, step(before).graph)
+
+
+def test_a_gate_before_a_layer_with_bias_and_a_flattening_view() -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.first, self.second = torch.nn.Conv2d(4, 5, 3), LIF(threshold=0.3), LIF(threshold=0.1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.first(x)
+            gate = y.mean((2, 3, 4), keepdim=True).sigmoid()
+            z: torch.Tensor = self.second(self.conv((y * gate).flatten(0, 1)).reshape(3, 2, -1))
+            return z
+
+    torch.manual_seed(0)
+    graph = snngraph.trace(Net().eval(), torch.rand(3, 2, 4, 6, 6))
+    assert_equivalent(graph, snngraph.optimize(graph))
+
+
+def test_a_bias_that_becomes_one_number_per_step_stays() -> None:
+    """A convolution whose channels are the steps: its bias differs from step to step, so no neuron can take it."""
+
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.lif = torch.nn.Conv1d(4, 4, 3, padding=1), LIF(threshold=0.1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gate = x.mean((1, 2), keepdim=True).sigmoid()
+            z: torch.Tensor = self.lif(self.conv(x * gate).reshape(4, 1, 7))
+            return z
+
+    torch.manual_seed(0)
+    graph = snngraph.trace(Net().eval(), torch.rand(1, 4, 7), time_dim=1)
+    assert_equivalent(graph, snngraph.optimize(graph))
+
+
+def test_many_scales_in_a_row_all_move() -> None:
+    gates = "\n".join(f"y{k + 1} = y{k} * sigmoid(mean(y{k}, [3, 4], True))" for k in range(24))
+    _, result = _run(f"y0 = x * 1.0\n{gates}\nreturn mean(y24, [3, 4])")
+    assert _full_size(result.graph, "aten.mul.Tensor") <= 1
