@@ -463,8 +463,38 @@ def test_passes_explain(made: Path) -> None:
     assert re.search(r"^\+ fold_batch_norm: .*\(norm\).*cli_net.py:\d+: folded into", done.stderr, re.M)
 
 
-def test_passes_alone_take_no_pass() -> None:
+def test_passes_explain_counts_bookkeeping(made: Path) -> None:
+    arguments = ("passes", "--explain", f"{made}/cli_net.py:build", "--shape", "5,2,8")
+    notes = json.loads(invoke(*arguments, "--json").stdout)["notes"]
+    counts = {by: sum((n["by"], n["kind"]) == (by, "rewrite") for n in notes) for by in passes.BOOKKEEPING}
+    assert counts["canonicalize"] > 1
+    lines = invoke(*arguments).stdout.splitlines()
+    for by, count in counts.items():
+        words = f"{by}: {count} rewrite{'' if count == 1 else 's'} (--all shows them)"
+        assert lines.count(words) == (count > 0)
+        assert not any(line.startswith(f"+ {by}:") for line in lines)
+    assert any(line.startswith("+ fold_batch_norm:") for line in lines)
+    everything = invoke(*arguments, "--all").stdout.splitlines()
+    assert sum(line.startswith(("+ ", "- ")) for line in everything) == len(notes)
+    assert sum(line.startswith("+ canonicalize:") for line in everything) == counts["canonicalize"]
+    assert everything[-1] == lines[-1]
+
+
+def test_passes_explain_always_shows_what_was_refused(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from snngraph.passes import base, registry
+
+    def refused(graph: Any) -> base.PassResult:
+        notes = (base.Note("refused", "here", "not so", "canonicalize"), base.Note("rewrite", "there", "done", "canonicalize"))
+        return base.PassResult(graph, True, notes)
+
+    monkeypatch.setattr(registry, "pipeline", lambda _names: refused)
+    done = invoke("passes", "--explain", f"{made}/cli_net.py:build", "--shape", "5,2,8", "--pass", "canonicalize")
+    assert "\n- canonicalize: here: not so\ncanonicalize: 1 rewrite (--all shows them)\n" in done.stdout
+
+
+def test_passes_alone_take_no_options() -> None:
     assert invoke("passes", "--pass", "canonicalize").exit_code == 2
+    assert invoke("passes", "--all").exit_code == 2
 
 
 def test_targets() -> None:

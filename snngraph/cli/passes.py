@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,8 +17,11 @@ if TYPE_CHECKING:
 EXAMPLES = (
     "snngraph passes",
     "snngraph passes --explain demo",
+    "snngraph passes --explain demo --all",
     "snngraph passes --explain net.py:build --shape 4,1,2,32,32 --pass fold_batch_norm",
 )
+BOOKKEEPING = ("canonicalize", "flatten_time", "eliminate_dead")
+"""Passes whose rewrites only clear the way for others."""
 
 
 def passes(
@@ -34,15 +38,20 @@ def passes(
         list[str] | None,
         typer.Option("--pass", metavar="NAME", help="With --explain: these passes instead of the default; repeatable."),
     ] = None,
+    everything: Annotated[
+        bool, typer.Option("--all", help=f"With --explain: the rewrites of {', '.join(BOOKKEEPING)} too, one by one.")
+    ] = False,
     target: Target = "openvino",
 ) -> None:
     """List the passes, those of other packages included, or explain what they do to a model."""
     if explain is None:
         if chosen:
             raise typer.BadParameter("--pass belongs to --explain MODEL")
+        if everything:
+            raise typer.BadParameter("--all belongs to --explain MODEL")
         _list(out)
     else:
-        _explain(out, explain, source, example, random, trace, chosen, target)
+        _explain(out, explain, source, example, random, trace, chosen, everything, target)
 
 
 def _list(out: Output) -> None:
@@ -67,6 +76,7 @@ def _explain(
     random: RandomOptions,
     trace: TraceOptions,
     chosen: list[str] | None,
+    everything: bool,
     target: str,
 ) -> None:
     from snngraph import pipelines
@@ -78,8 +88,14 @@ def _explain(
     with out.stage("passes"):
         result = pipeline(captured.graph)
     out.print(f"{pipeline}")
+    counts = Counter(note.by for note in result.notes if note.kind == "rewrite" and note.by in BOOKKEEPING and not everything)
     for note in result.notes:
-        out.print(str(note), style="green" if note.kind == "rewrite" else "yellow")
+        if note.kind == "rewrite" and note.by in counts:
+            if count := counts[note.by]:  # once, where the first of them stands
+                out.print(f"{note.by}: {count} rewrite{'' if count == 1 else 's'} (--all shows them)", style="dim")
+            counts[note.by] = 0
+        else:
+            out.print(str(note), style="green" if note.kind == "rewrite" else "yellow")
     rewrites = sum(note.kind == "rewrite" for note in result.notes)
     out.print(
         f"{rewrites} rewrites, {len(result.notes) - rewrites} near misses refused with a reason; changed: {_changed(result)}"

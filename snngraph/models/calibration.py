@@ -32,6 +32,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from snngraph.neurons import Neuron
 
@@ -40,6 +41,7 @@ __all__ = ["FollowsFiring", "calibrate", "firing_rates"]
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _WEIGHTED = (nn.Linear, *_CONVOLUTIONS)
+_NO_KNOB = "no knob: weights of no batch norm, Linear or Conv1d, 2d, 3d reach it before they reach other neurons"
 _SAMPLE = 1 << 18  # neuron-steps that a search looks at
 _REACH = 1024.0  # how far a scale may lie from the one that makes the knobs' part of the input 1 on average
 
@@ -89,8 +91,11 @@ def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30
 
     Raises:
         ValueError: the bounds are no rates, the model has no neurons or is in step mode ``"s"``, or at the end a layer does
-            not fire as wanted: it has no knobs, or no setting of them was found that makes it so.
+            not fire as wanted: it has no knobs, or no setting of them was found that makes it so. Further, the input has
+            infinities or NaN, ``sweeps`` is no count, or the model was built under ``torch.inference_mode()``. The weights and
+            buffers of the model are then as they were, and so they are when its ``forward`` raises.
     """
+    _check_sweeps(sweeps)
     if not 0.0 < low < high < 1.0:
         raise ValueError(f"low={low}, high={high}: expected 0 < low < high < 1")
     neurons = _neurons(model)
@@ -101,6 +106,16 @@ def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30
         raise ValueError(
             f'neurons in step mode "s": {", ".join(stepping)}; call snngraph.neurons.set_step_mode(model, "m") first'
         )
+    if not bool(torch.isfinite(x).all()):
+        nan = int(torch.isnan(x).sum())
+        raise ValueError(f"the input is not finite: {nan} NaN and {int(torch.isinf(x).sum())} infinite of {x.numel()} numbers")
+    if any(tensor.is_inference() for tensor in _tensors(model)):
+        raise ValueError("the model was built under torch.inference_mode(), so its weights can not be set: build it outside")
+    with torch.inference_mode(False), _as_it_was_on_failure(model):  # the knobs are found by derivatives
+        return _calibrated(model, x.clone() if x.is_inference() else x, low, high, sweeps)
+
+
+def _calibrated(model: nn.Module, x: Tensor, low: float, high: float, sweeps: int) -> dict[str, float]:
     target = math.sqrt(low * high)
     inside = (math.sqrt(low * target), math.sqrt(high * target))  # while a layer fires well inside the bounds, leave it alone
     originals: _Originals = {}
@@ -111,7 +126,7 @@ def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30
         rates = _settled_rates(model, x)
         if _outside(rates, low, high) is None:
             return rates
-    by_name = {name: module for module, name in neurons.items()}
+    by_name = {name: module for module, name in _neurons(model).items()}
     tried: set[str] = set()
     while (name := _outside(rates, low, high)) is not None and name not in tried:
         tried.add(name)
@@ -119,8 +134,17 @@ def calibrate(model: nn.Module, x: Tensor, low: float = 0.05, high: float = 0.30
         rates = _settled_rates(model, x)
     if _outside(rates, low, high) is None:
         return rates
-    table = "\n".join(f"  {name}: {rate:.4f}{'' if low <= rate <= high else '  <-'}" for name, rate in rates.items())
-    raise ValueError(f"some neuron layers still fire outside {low} to {high} on this input:\n{table}")
+    knobs = _all_knobs(model, x)
+    table = []
+    for name, rate in rates.items():
+        mark = "" if low <= rate <= high else "  <-" if knobs.get(by_name[name]) else f"  <- {_NO_KNOB}"
+        table.append(f"\n  {name}: {rate:.4f}{mark}")
+    raise ValueError(f"some neuron layers still fire outside {low} to {high} on this input:{''.join(table)}")
+
+
+def _check_sweeps(sweeps: object) -> None:
+    if not isinstance(sweeps, int) or isinstance(sweeps, bool) or sweeps < 0:
+        raise ValueError(f"sweeps={sweeps!r}: expected an integer, 0 or more")
 
 
 def _outside(rates: Mapping[str, float], low: float, high: float) -> str | None:
@@ -149,6 +173,22 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
         for parameter in trained:
             parameter.requires_grad_()
+
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    return [t for t in (*model.parameters(), *model.buffers()) if not is_lazy(t)]
+
+
+@contextmanager
+def _as_it_was_on_failure(model: nn.Module) -> Iterator[None]:
+    kept = [(tensor, tensor.detach().clone()) for tensor in _tensors(model)]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, values in kept:
+                _overwrite(tensor, values)
+        raise
 
 
 @contextmanager
@@ -371,8 +411,8 @@ class _Arrived(Exception):  # noqa: N818 - not an error
     """The run has come to the neurons it was for."""
 
 
-def _knobs_by_themselves(model: nn.Module, x: Tensor, neuron: nn.Module) -> _Knobs:
-    """The knobs of ``neuron``, with those of their channels that nothing comes through now and that reach no other neurons."""
+def _all_knobs(model: nn.Module, x: Tensor) -> dict[nn.Module, _Knobs]:
+    """The knobs of every layer of neurons."""
     of: dict[nn.Module, _Knobs] = {}
 
     def find(module: nn.Module, current: Tensor, layers: dict[Tensor, _Layer]) -> None:
@@ -380,6 +420,12 @@ def _knobs_by_themselves(model: nn.Module, x: Tensor, neuron: nn.Module) -> _Kno
         of[module] = found[0] if found else []
 
     _run(model, x, find)
+    return of
+
+
+def _knobs_by_themselves(model: nn.Module, x: Tensor, neuron: nn.Module) -> _Knobs:
+    """The knobs of ``neuron``, with those of their channels that nothing comes through now and that reach no other neurons."""
+    of = _all_knobs(model, x)
     knobs = of.pop(neuron, [])
     taken = [(layer, mask) for others in of.values() for layer, mask in others]
     return [(k, ~sum((mask for layer, mask in taken if layer is k), torch.zeros_like(mine))) for k, mine in knobs]

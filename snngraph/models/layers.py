@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from snngraph.models.reference import ReferenceKeys, ReferenceKeysOf
 
-__all__ = ["EventClassifier", "SequenceDropout", "StepWise", "Vote", "pair", "pooled_size", "require_positive"]
+__all__ = ["EventClassifier", "SequenceDropout", "StepWise", "Vote", "pair", "pooled_size", "require_each", "require_positive"]
 
 
 class StepWise(nn.Sequential):
@@ -137,6 +137,20 @@ def require_positive(**sizes: object) -> None:
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(f"{name}={size!r}: expected a positive integer")
+
+
+def require_each(count: int, each: str, **sizes: object) -> None:
+    """Checks sequences of sizes by name.
+
+    Raises:
+        ValueError: one of them does not have ``count`` positive integers, one for each ``each``.
+    """
+    for name, found in sizes.items():
+        if not isinstance(found, Sequence) or len(found) != count:
+            shown = tuple(found) if isinstance(found, Sequence) else found
+            raise ValueError(f"{name}={shown!r}: expected {count} numbers, one for each {each}")
+        for size in found:
+            require_positive(**{name: size})
 
 
 def pair(size: int | Sequence[int]) -> tuple[int, int]:

@@ -45,7 +45,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from snngraph.models.layers import EventClassifier, StepWise, pair, require_positive
+from snngraph.models.layers import EventClassifier, StepWise, pair, require_each, require_positive
 from snngraph.models.reference import ReferenceKeys, Stored
 from snngraph.neurons import Neuron, Piecewise
 
@@ -294,13 +294,11 @@ class MAClassifier(EventClassifier):
     ) -> None:
         _check_attention(attention)
         require_positive(T=T, num_classes=num_classes, in_channels=in_channels, hidden=hidden)
-        if len(channels) != len(pools):
-            raise ValueError(f"channels={tuple(channels)}: expected {len(pools)} numbers, one for each convolution")
+        require_each(len(pools), "convolution", channels=channels)
         height, width = size = pair(size)
         features: OrderedDict[str, nn.Module] = OrderedDict()
         before = in_channels
         for k, (after, pool) in enumerate(zip(channels, pools, strict=True), start=1):
-            require_positive(channels=after)
             layers: OrderedDict[str, nn.Module] = OrderedDict(
                 conv=nn.Conv2d(before, after, 3, padding=1),
                 bn=nn.BatchNorm2d(after, track_running_stats=track_running_stats),
@@ -529,10 +527,7 @@ class AttResSNN(nn.Module):
         super().__init__()
         _check_attention(attention)
         require_positive(T=T, num_classes=num_classes, in_channels=in_channels)
-        if len(channels) != len(blocks):
-            raise ValueError(f"channels={tuple(channels)}: expected {len(blocks)} numbers, one for each stage")
-        for count in channels:
-            require_positive(channels=count)
+        require_each(len(blocks), "stage", channels=channels)
         self.T, self.in_channels, self.img_size = T, in_channels, pair(img_size)
         unit = 2 << len(blocks)
         if any(side % unit for side in self.img_size):

@@ -52,7 +52,7 @@ from typing import Literal, TypeAlias, get_args
 import torch
 from torch import Tensor, nn
 
-from snngraph.models.layers import EventClassifier, StepWise, pair, pooled_size, require_positive
+from snngraph.models.layers import EventClassifier, StepWise, pair, pooled_size, require_each, require_positive
 from snngraph.models.reference import ReferenceKeys, ReferenceKeysOf
 from snngraph.neurons import IF, LIF, Neuron
 
@@ -321,8 +321,7 @@ def pfa_vgg(
     num_classes = published.outputs if num_classes is None else num_classes
     size = pair(published.size if size is None else size)
     require_positive(T=T, rank=rank, last_rank=last_rank, num_classes=num_classes, in_channels=in_channels, voters=voters)
-    if len(channels) != 8:
-        raise ValueError(f"channels={tuple(channels)}: expected 8 numbers, one for each convolution")
+    require_each(8, "convolution", channels=channels)
     height, width = pooled_size(size, 4)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     if published.resized:
@@ -331,7 +330,6 @@ def pfa_vgg(
         layers["pfa0"] = _attention(by_rank, T, in_channels, rank, combine, connect)
     before = in_channels
     for k, after in enumerate(channels, start=1):
-        require_positive(channels=after)
         layers[f"conv{k}"] = StepWise(_conv(before, after))
         layers[f"lif{k}"] = _lif()
         if k % 2 == 0:

@@ -12,7 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from snngraph.errors import CheckpointError
 
@@ -47,11 +49,13 @@ def load_reference_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -
     Args:
         model: a net of :mod:`snngraph.models`.
         state_dict: what the authors saved (read it with ``torch.load(path, weights_only=True)``): the state dict itself, or one
-            under ``net``, ``net_parameters``, ``model`` or ``state_dict``; with or without DataParallel's ``module.`` before
-            every key. ``num_batches_tracked`` is ignored, nothing else.
+            under one of ``net``, ``net_parameters``, ``model`` and ``state_dict``, whatever stands beside it; with or without
+            DataParallel's ``module.`` before every key. ``num_batches_tracked`` is ignored, nothing else. Floating-point tensors
+            of another precision are cast to the model's.
 
     Raises:
-        CheckpointError: the model has no published counterpart, or keys are missing, unknown, or of another shape; all are named.
+        CheckpointError: the model has no published counterpart; it is no state dict of dense tensors; or keys are missing,
+            unknown, of another shape, or no floating-point numbers; all are named.
     """
     found: ReferenceKeys | ReferenceKeysOf | None = getattr(model, "reference_keys", None)
     if not found:
@@ -70,12 +74,14 @@ def load_reference_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -
         elif stored.to in loaded:
             problems.append(f"{key}: a second tensor for {stored.to}")
         else:
-            value = stored.convert(tensor)
+            value, wanted = stored.convert(tensor), ours[stored.to]
+            if value.shape != wanted.shape:
+                problems.append(f"{key}: shape {list(value.shape)}, where {stored.to} of this model has {list(wanted.shape)}")
+            elif tensor.dtype != wanted.dtype and not (tensor.is_floating_point() and wanted.is_floating_point()):
+                problems.append(f"{key}: {tensor.dtype}, where {stored.to} of this model has {wanted.dtype}")
+            else:
+                value = value.to(wanted.device, wanted.dtype)  # here, so that nothing can fail while the model is filled
             loaded[stored.to] = value
-            if value.shape != ours[stored.to].shape:
-                problems.append(
-                    f"{key}: shape {list(value.shape)}, where {stored.to} of this model has {list(ours[stored.to].shape)}"
-                )
     problems += [f"{key}: no tensor in the checkpoint" for key in ours if key not in loaded]
     if problems:
         listed = "\n".join(f"  {p}" for p in problems)
@@ -87,20 +93,45 @@ def load_reference_state_dict(model: nn.Module, state_dict: Mapping[str, Any]) -
 
 def _unwrapped(state_dict: Mapping[str, Any]) -> dict[str, Tensor]:
     found: Any = state_dict
-    while isinstance(found, Mapping) and not any(isinstance(v, Tensor) for v in found.values()):
-        inside = [found[k] for k in _WRAPPERS if isinstance(found.get(k), Mapping)]
-        if len(inside) != 1:
-            names = ", ".join(map(str, found)) or "nothing"
-            raise CheckpointError(
-                f"expected a state dict, or one under {', '.join(map(repr, _WRAPPERS))}; found {names} in the checkpoint"
-            )
-        found = inside[0]
     if not isinstance(found, Mapping):
         raise CheckpointError(f"expected a mapping of names to tensors, got {type(found).__name__}")
+    while inside := [found[k] for k in _WRAPPERS if _holds_tensors(found.get(k))]:
+        if len(inside) > 1:
+            break
+        found = inside[0]
+    if inside or not _holds_tensors(found):
+        names = ", ".join(map(str, found)) or "nothing"
+        raise CheckpointError(
+            f"expected a state dict, or one under one of {', '.join(map(repr, _WRAPPERS))}; found {names} in the checkpoint"
+        )
     if other := [str(k) for k, v in found.items() if not isinstance(v, Tensor)]:
         raise CheckpointError(f"expected tensors, but the checkpoint holds something else under {', '.join(other)}")
-    parallel = all(k.startswith("module.") for k in found)
-    return {k.removeprefix("module.") if parallel else k: t for k, t in found.items()}
+    if other := [repr(k) for k in found if not isinstance(k, str)]:
+        raise CheckpointError(f"expected names of tensors, but the checkpoint has the keys {', '.join(other)}")
+    given: dict[str, Tensor] = dict(found)
+    while all(k.startswith("module.") for k in given):
+        given = {k.removeprefix("module."): t for k, t in given.items()}
+    if other := [f"{k} ({what})" for k, t in given.items() if not k.endswith(_IGNORED) and (what := _no_dense_values(t))]:
+        raise CheckpointError(f"expected dense tensors with values, but the checkpoint holds {', '.join(other)}")
+    return given
+
+
+def _holds_tensors(found: object) -> bool:
+    """Whether it is a mapping with tensors, or with such a mapping under a wrapper's name."""
+    if not isinstance(found, Mapping):
+        return False
+    return any(isinstance(v, Tensor) for v in found.values()) or any(_holds_tensors(found.get(k)) for k in _WRAPPERS)
+
+
+def _no_dense_values(tensor: Tensor) -> str | None:
+    """What a tensor is whose values can not be read one by one."""
+    if is_lazy(tensor):
+        return "uninitialized"
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout != torch.strided:
+        return str(tensor.layout).removeprefix("torch.")
+    return "meta" if tensor.is_meta else None
 
 
 def _home_of(key: str, keys: ReferenceKeys) -> Stored | None:

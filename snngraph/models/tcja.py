@@ -42,7 +42,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from snngraph.models.layers import EventClassifier, SequenceDropout, StepWise, pair, pooled_size, require_positive
+from snngraph.models.layers import EventClassifier, SequenceDropout, StepWise, pair, pooled_size, require_each, require_positive
 from snngraph.neurons import LIF, Neuron, Piecewise
 
 __all__ = ["CLA", "TCJA", "TLA", "tcja_cifar10dvs", "tcja_dvs128gesture", "tcja_ncaltech101", "tcja_small"]
@@ -267,13 +267,6 @@ def _spiking_head(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.
 _SPIKING_HEAD_KEYS = {"fc.2.0": "classifier.fc1", "fc.5.0": "classifier.fc2"}
 
 
-def _check_channels(channels: Sequence[int], expected: int) -> None:
-    if len(channels) != expected:
-        raise ValueError(f"channels={tuple(channels)}: expected {expected} numbers, one for each convolution")
-    for count in channels:
-        require_positive(channels=count)
-
-
 def _max_pool() -> nn.Module:
     return nn.MaxPool2d(2, 2)
 
@@ -363,7 +356,7 @@ def tcja_ncaltech101(
     """
     size = pair(size)
     require_positive(T=T, num_classes=num_classes, in_channels=in_channels, hidden=hidden)
-    _check_channels(channels, 5)
+    require_each(5, "convolution", channels=channels)
     _check_kernels(kernels, 2)
     height, width = pooled_size(size, 5)
     features = _features(
@@ -415,7 +408,7 @@ def tcja_cifar10dvs(
     tet = neuron == "tet"
     size = pair(size)
     require_positive(T=T, num_classes=num_classes, in_channels=in_channels)
-    _check_channels(channels, 8)
+    require_each(8, "convolution", channels=channels)
     if kernels is None:
         kernels = ((2, 2),) if tet else ((4, 4), (4, 4))
     _check_kernels(kernels, 1 if tet else 2)
@@ -467,7 +460,7 @@ def tcja_small(
     require_positive(T=T, num_classes=num_classes, in_channels=in_channels, hidden=hidden, voters=voters)
     depth = len(channels)
     require_positive(depth=depth)
-    _check_channels(channels, depth)
+    require_each(depth, "convolution", channels=channels)
     _check_kernels(kernels, len(kernels))
     if len(kernels) > depth:
         raise ValueError(f"{len(kernels)} attention layers (kernels={kernels!r}) for {depth} convolutions")

@@ -165,12 +165,85 @@ def test_a_bias_shifts_where_no_scale_is_enough() -> None:
     assert 0.05 <= rates["1"] <= 0.30
 
 
+@pytest.mark.parametrize("where", ["call", "input"])
+def test_inference_mode_changes_nothing(where: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), LIF(), nn.Linear(6, 3), LIF())
+    twin, x = copy.deepcopy(model), torch.rand(10, 8, 4, generator=torch.Generator().manual_seed(0))
+    expected = calibrate(twin, x)
+    with torch.inference_mode():
+        rates = calibrate(model, x) if where == "call" else None
+        made = x.clone()
+    assert (rates or calibrate(model, made)) == expected
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), twin.state_dict().values(), strict=True))
+    assert all(p.requires_grad and not p.is_inference() for p in model.parameters())
+
+
+class _Upsampled(nn.Module):
+    """Its last neurons have no knob."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.lif1, self.lif2 = StepWise(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), LIF(), LIF()
+        self.down = StepWise(nn.ConvTranspose2d(4, 2, 3, bias=False))
+        nn.init.zeros_(self.down[0].weight)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.lif2(self.down(self.lif1(self.up(x))))
+        return out
+
+
+class _Failing(nn.Module):
+    """Fails once a few runs have turned knobs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runs = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.runs += 1
+        if self.runs > 2:
+            raise RuntimeError("enough")
+        return x
+
+
+def test_a_failure_leaves_the_model_as_it_was() -> None:
+    torch.manual_seed(0)
+    x = _events(3, 2, 2, 6, 6)
+    attention = SpikingResformer(3, 8, 5, planes=(8,), heads=(2,), patches=(2,), depths=(1,), group_width=8, stem="small")
+    failing: list[tuple[nn.Module, Tensor, str]] = [
+        (_Upsampled(), x, r"lif1: 0\.\d+\n  lif2: 0\.0000  <- no knob: "),
+        (nn.Sequential(StepWise(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)), LIF(), _Failing()), x, "^enough$"),
+        (nn.Sequential(attention, nn.Unflatten(0, (1, -1)), LIF()), torch.rand(3, 3, 8, 8), r"lif.*: \d"),
+    ]
+    for model, given, words in failing:
+        for tensor in model.buffers():  # statistics that calibrating would set
+            if tensor.is_floating_point():
+                nn.init.constant_(tensor, 0.375)
+        before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+        with pytest.raises((ValueError, RuntimeError), match=words):
+            calibrate(model, given, low=0.2, high=0.2001) if "lif.*" in words else calibrate(model, given)
+        assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+        assert all(p.requires_grad for p in model.parameters())
+        assert model.training
+
+
 def test_it_says_what_it_can_not_do() -> None:
     x = _events(4, 2, 3)
     with pytest.raises(ValueError, match="0 < low < high < 1"):
         calibrate(nn.Sequential(nn.Linear(3, 3), LIF()), x, low=0.5, high=0.4)
     with pytest.raises(ValueError, match="no snngraph"):
         calibrate(nn.Linear(3, 3), x)
+    for sweeps in (-1, 1.5, None, True):
+        with pytest.raises(ValueError, match=f"sweeps={sweeps}: expected"):
+            calibrate(nn.Sequential(nn.Linear(3, 3), LIF()), x, sweeps=sweeps)  # type: ignore[arg-type]
+    x[0, 0, 0], x[1, 1] = float("-inf"), float("nan")
+    with pytest.raises(ValueError, match="the input is not finite: 3 NaN and 1 infinite of 24 numbers"):
+        calibrate(nn.Sequential(nn.Linear(3, 3), LIF()), x)
+    with torch.inference_mode():
+        unchangeable = nn.Sequential(nn.Linear(3, 3), LIF())
+    with pytest.raises(ValueError, match=r"built under torch\.inference_mode"):
+        calibrate(unchangeable, x.nan_to_num(0.0, 0.0, 0.0))
     stepping = nn.Sequential(nn.Linear(3, 3), LIF())
     set_step_mode(stepping, "s")
     with pytest.raises(ValueError, match="step mode"):

@@ -447,6 +447,8 @@ def test_exports_with_any_batch(make: Make, x: Tensor, classes: int, track_runni
         (lambda: models.ma_snn_gesture(size=(8, 8, 8)), "size="),  # type: ignore[arg-type]
         (lambda: models.ma_snn_gesture(channels=(8, 8)), "expected 3 numbers"),
         (lambda: models.ma_snn_gesture(channels=(8, 8, 0)), "channels=0"),
+        (lambda: models.ma_snn_gesture(channels=8), "channels=8: expected 3 numbers"),  # type: ignore[arg-type]
+        (lambda: models.att_res_snn18(channels=None), "channels=None: expected 4 numbers"),  # type: ignore[arg-type]
         (lambda: models.ma_snn_cifar10dvs(channels=(8, 8, 8)), "expected 5 numbers"),
         (lambda: models.ma_snn_gesture(reset_to="none"), "'threshold' or 'zero'"),  # type: ignore[arg-type]
         (lambda: models.att_res_snn18(img_size=200), "multiples of 32"),

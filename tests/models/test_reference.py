@@ -74,13 +74,39 @@ def _assert_loaded(net: _Net, theirs: State) -> None:
         lambda state: {f"module.{key}": tensor for key, tensor in state.items()},
         lambda state: {"net": {f"module.{key}": tensor for key, tensor in state.items()}},
         lambda state: {**state, "bn.0.num_batches_tracked": torch.tensor(7)},
+        lambda state: {"net": state, "acc": torch.tensor(0.3), 3: "three"},
+        lambda state: {"net": state, "model": {"name": "net"}, "state_dict": {}},
+        lambda state: {"model": {"state_dict": state, "loss": torch.zeros(2)}, "net": None},
+        lambda state: {f"module.module.{key}": tensor for key, tensor in state.items()},
     ],
-    ids=["bare", "net", "net_parameters", "model", "state_dict", "nested", "parallel", "nested-parallel", "batches"],
+    ids=[
+        "bare",
+        "net",
+        "net_parameters",
+        "model",
+        "state_dict",
+        "nested",
+        "parallel",
+        "nested-parallel",
+        "batches",
+        "beside-a-tensor",
+        "beside-a-configuration",
+        "nested-beside-a-tensor",
+        "parallel-twice",
+    ],
 )
 def test_checkpoints_are_unwrapped(wrap: Callable[[State], Mapping[str, Any]]) -> None:
     net, theirs = _Net(), _theirs()
     models.load_reference_state_dict(net, wrap(theirs))
     _assert_loaded(net, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_cast(dtype: torch.dtype) -> None:
+    net, theirs = _Net(), {key: tensor.to(dtype) for key, tensor in _theirs().items()}
+    models.load_reference_state_dict(net, theirs)
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+    _assert_loaded(net, {key: tensor.float() for key, tensor in theirs.items()})
 
 
 @pytest.mark.parametrize(
@@ -89,13 +115,23 @@ def test_checkpoints_are_unwrapped(wrap: Callable[[State], Mapping[str, Any]]) -
         ({}, "found nothing in the checkpoint"),
         ({"epoch": 3, "weights": {}}, "found epoch, weights in the checkpoint"),
         ({"net": _theirs(), "model": _theirs()}, "found net, model in the checkpoint"),
+        ({"net": _theirs(), "model": _theirs(), "acc": torch.tensor(0.3)}, "found net, model, acc in the checkpoint"),
+        ({"net": {}, "epoch": 3}, "found net, epoch in the checkpoint"),
+        (dict([*_theirs().items(), (3, torch.zeros(1)), ((), torch.zeros(1))]), r"has the keys 3, \(\)"),
+        ({**_theirs(), "fc.weight": _theirs()["fc.weight"].to_sparse()}, r"holds fc\.weight \(sparse_coo\)$"),
+        ({k: torch.empty_like(t, device="meta") for k, t in _theirs().items()}, r"fc\.weight \(meta\), fc\.bias \(meta\)"),
+        ({**_theirs(), "k": torch.nested.nested_tensor([torch.zeros(1), torch.zeros(3)], layout=torch.jagged)}, r"k \(nested\)"),
+        ({**_theirs(), "k": nn.parameter.UninitializedParameter()}, r"k \(uninitialized\)"),
         ({**_theirs(), "epoch": 3}, "something else under epoch"),
         ([1], "got list"),
     ],
 )
 def test_what_is_no_checkpoint(found: Any, words: str) -> None:
+    net = _Net()
+    before = {key: tensor.clone() for key, tensor in net.state_dict().items()}
     with pytest.raises(CheckpointError, match=words):
-        models.load_reference_state_dict(_Net(), found)
+        models.load_reference_state_dict(net, found)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in net.state_dict().items())
 
 
 def _changed(**changes: Tensor | None) -> State:
@@ -113,6 +149,15 @@ def _changed(**changes: Tensor | None) -> State:
         (_changed(k__more=torch.zeros(4)), ["k.more: unknown key"]),
         (_changed(fc__weight=torch.zeros(5, 2)), ["fc.weight: shape [5, 2], where first.weight of this model has [3, 2]"]),
         (_changed(k=torch.zeros(3)), ["k: shape [3], where scale of this model has [4]"]),
+        (
+            _changed(fc__bias=torch.zeros(3, dtype=torch.int64)),
+            ["fc.bias: torch.int64, where first.bias of this model has torch.flo"],
+        ),
+        (_changed(k=torch.ones(2, 2, dtype=torch.int32)), ["k: torch.int32, where scale of this model has torch.float32"]),
+        (
+            _changed(fc__bias=torch.zeros(3, dtype=torch.bool), fc__weight=torch.zeros(3, 2, dtype=torch.complex64)),
+            ["fc.bias: torch.bool", "fc.weight: torch.complex64"],
+        ),
         (_changed(k=None, fc__bias=torch.zeros(1), a=torch.zeros(1)), ["scale: no tensor", "fc.bias: shape [1]", "a: unknown"]),
     ],
 )
