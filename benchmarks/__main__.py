@@ -27,6 +27,7 @@ NAMES = {
     "pfa_vgg_r64": ATTENTION,
     "pfa_vgg_loop_r8": ATTENTION,
     "pfa_vgg_loop_r64": ATTENTION,
+    "pfa_layer_loop_r64": ATTENTION,
 }
 GROUPS = {"attention": [name for name, module in NAMES.items() if module == ATTENTION]}
 
