@@ -36,7 +36,7 @@ from torch import Tensor, nn
 
 from snngraph import api
 from snngraph.errors import SnnGraphError
-from snngraph.frontends import adapters
+from snngraph.frontends import state
 from snngraph.frontends.capture import outputs_of, trace
 from snngraph.graph import SpikingGraph
 from snngraph.passes.base import Pass
@@ -132,7 +132,7 @@ def compare(
     variants = {} if variants is None else variants
     tell = _Tell(progress, total=1 + 2 * (len(names) + len(wanted) + len(variants)) + 1)
     date, load = datetime.now(UTC).isoformat(timespec="seconds"), _load()
-    with torch_threads(threads), adapters.fresh_state(model), quiet(), contextlib.ExitStack() as stack:
+    with torch_threads(threads), state.fresh_state(model), quiet(), contextlib.ExitStack() as stack:
         tell("trace the model; outputs in float64")
         graph = trace(model, inputs) if graph is None else graph
         judge = _Judge(graph, model, checked)
@@ -302,7 +302,7 @@ class _Judge:
         self.firing_rates: dict[str, float] = {}
         found = []
         for each in checked:
-            adapters.reset_state(model)
+            state.reset_state(model)
             with torch.inference_mode():
                 found.append([y.numpy() for y in outputs_of(model(*each))])
         self.float32 = self.error(found)

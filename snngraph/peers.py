@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from snngraph import ops
-from snngraph.frontends import adapters
+from snngraph.frontends import adapters, state
 from snngraph.frontends.capture import outputs_of
 from snngraph.runtime.engine import Engine
 
@@ -98,7 +98,7 @@ class PlainModel:
     @functools.cached_property
     def program(self) -> torch.export.ExportedProgram:
         """The model as one graph of ordinary operators, every call starting from the reset state."""
-        with adapters.fresh_state(self.model), adapters.adapted(self.model), ops.plain_arithmetic(), torch.no_grad():
+        with state.fresh_state(self.model), adapters.adapted(self.model), ops.plain_arithmetic(), torch.no_grad():
             return torch.export.export(self.model, tuple(x.clone() for x in self.inputs), strict=False)
 
     @functools.cached_property
@@ -185,7 +185,7 @@ def _eager(plain: PlainModel, threads: int) -> Contender:
             return as_written(inputs)
 
     def before() -> None:
-        adapters.reset_state(plain.model)
+        state.reset_state(plain.model)
 
     variants: _Variants = {"neurons as ordinary operators": ordinary, "neurons as snn:: operators": as_written}
     best, words = _fastest(variants, plain.inputs, before)

@@ -580,11 +580,11 @@ class _Comparison:
         """The model as its user runs it, against the graph's outputs in float32."""
         if self.model is None:
             return
-        from snngraph.frontends import adapters
+        from snngraph.frontends import state
         from snngraph.frontends.capture import outputs_of
 
         try:
-            with adapters.fresh_state(self.model), torch.no_grad():
+            with state.fresh_state(self.model), torch.no_grad():
                 found = outputs_of(self.model(*(torch.from_numpy(a.copy()) for a in arrays)))
         except Exception as error:
             shapes = ", ".join(str(list(a.shape)) for a in arrays)

@@ -1,75 +1,128 @@
 """Adapters: how the neuron modules of a library are seen during capture.
 
-An adapter replaces the ``forward`` of every module it knows for the time of a capture. What it puts there computes with ``snn::``
-operators and keeps the membrane state in a dictionary that the capture owns, so that no state is baked into the graph, none
-leaks out of it, and the module is found afterwards as it was. Adapters of outside packages are found by the entry point group
-``snngraph.adapters``; each entry names an :class:`Adapter` instance.
+An adapter says which modules are neurons of its library, what each is in canonical terms, and how the library calls it. For the
+time of a capture the ``forward`` of every such module computes with ``snn::`` operators, starting from the reset state. A neuron
+that the canonical form does not express keeps its own ``forward`` and is captured as ordinary operators, with the reason in the
+graph's report. Whatever a run leaves in the modules is put back by :mod:`snngraph.frontends.state`.
+
+Adapters of outside packages are found by the entry point group ``snngraph.adapters``; each entry names an :class:`Adapter`, a
+class or an instance.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from importlib.metadata import entry_points
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import nn
 
-from snngraph import neurons, ops
+from snngraph import neurons
 from snngraph.errors import CaptureError, NameClashError
+from snngraph.frontends.canonical import Canonical, NotCanonicalError
 
-__all__ = ["Adapter", "SnnGraphNeurons", "adapted", "adapters"]
+__all__ = ["Adapter", "Found", "SnnGraphNeurons", "adapted", "adapters", "found_in", "reset_neurons"]
 
 GROUP = "snngraph.adapters"
 
 
-@runtime_checkable
-class Adapter(Protocol):
-    """What the capture asks of an adapter."""
+class Adapter(ABC):
+    """What the capture has to know of a library's neurons. One instance serves all modules; it keeps no state of its own.
 
-    name: str
+    Class attributes:
+        name: the library, as users call it.
+        distribution: its package's name, whose version is recorded with the graph.
+        bitwise: whether the canonical form computes the very float operations of the library's own.
+    """
 
+    name: ClassVar[str]
+    distribution: ClassVar[str] = ""
+    bitwise: ClassVar[bool] = False
+
+    @abstractmethod
     def matches(self, module: nn.Module) -> bool:
-        """Whether this adapter knows ``module``."""
+        """Whether ``module`` is a neuron of this library."""
 
-    def forward(self, module: nn.Module, memory: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """What ``module(*args, **kwargs)`` computes, with ``snn::`` operators; state between calls lives in ``memory``."""
+    @abstractmethod
+    def neuron(self, module: nn.Module) -> Canonical:
+        """What ``module`` is, read from its attributes.
 
-    def state(self, module: nn.Module) -> dict[str, Any]:
-        """The module's state from earlier calls, empty when fresh."""
+        Raises:
+            NotCanonicalError: the canonical form does not express it; the message is the reason.
+        """
 
-    def set_state(self, module: nn.Module, state: dict[str, Any]) -> None:
-        """Puts a state back; an empty one resets the module."""
+    @abstractmethod
+    def forward(self, module: nn.Module, neuron: Canonical, memory: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """What ``module(*args, **kwargs)`` returns, computed with ``neuron``.
+
+        Args:
+            module: the library's module. Its attributes may be written, as its own forward does: they are put back afterwards.
+            neuron: of :meth:`neuron`.
+            memory: this module's own, empty at the start of a capture and after ``module.reset()``. See :meth:`Canonical.step`.
+        """
+
+    def prepare(self, module: nn.Module) -> None:  # noqa: B027  (most libraries need nothing)
+        """Makes the module's own forward runnable here (say, on a CPU) for the time of a capture."""
+
+    def reset(self, module: nn.Module) -> None:
+        """Brings the module's own state to what it is before the first step."""
+        if callable(forget := getattr(module, "reset", None)):
+            forget()
+
+    def library(self) -> str:
+        """The library and its version."""
+        try:
+            return f"{self.name} {version(self.distribution)}" if self.distribution else self.name
+        except PackageNotFoundError:
+            return self.name
 
 
-class SnnGraphNeurons:
+class SnnGraphNeurons(Adapter):
     """The adapter of :mod:`snngraph.neurons`. A sequence module is stateless; a step module keeps its membrane potential."""
 
     name = "snngraph"
+    bitwise = True
 
     def matches(self, module: nn.Module) -> bool:
         """Every :class:`snngraph.neurons.Neuron`."""
         return isinstance(module, neurons.Neuron)
 
-    def forward(self, module: nn.Module, memory: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        """The module's own arithmetic, its membrane potential in ``memory``."""
+    def neuron(self, module: nn.Module) -> Canonical:
+        """Its own parameters."""
+        assert isinstance(module, neurons.Neuron)
+        return Canonical(module.parameters_of_neuron(), v_rest=module.v_init)
+
+    def forward(self, module: nn.Module, neuron: Canonical, memory: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The module's own arithmetic, its membrane potential in ``memory``; parameters are read while it is captured."""
         assert isinstance(module, neurons.Neuron)
         if module.step_mode == "m":
             return type(module).forward(module, *args, **kwargs)
-        x = args[0]
-        s, memory["v"], _, _ = ops.lif_step(x, memory.get("v", module.v_init), **module.parameters_of_neuron())
-        return s
+        return self.neuron(module).step(args[0], memory).s
 
-    def state(self, module: nn.Module) -> dict[str, Any]:
-        """The membrane potential, if the module has been stepped."""
-        assert isinstance(module, neurons.Neuron)
-        return {} if module.v is None else {"v": module.v}
 
-    def set_state(self, module: nn.Module, state: dict[str, Any]) -> None:
-        """Puts the membrane potential back, or forgets it."""
-        assert isinstance(module, neurons.Neuron)
-        module.v = state.get("v")
+@dataclass(frozen=True)
+class Found:
+    """A neuron module of a model: its path, its adapter, and what it is, or why the canonical form does not express it."""
+
+    path: str
+    module: nn.Module
+    adapter: Adapter
+    neuron: Canonical | None
+    reason: str = ""
+
+
+@functools.cache
+def _builtin() -> tuple[Adapter, ...]:
+    from snngraph.frontends.norse import Norse
+    from snngraph.frontends.sinabs import Sinabs
+    from snngraph.frontends.snntorch import SnnTorch
+    from snngraph.frontends.spikingjelly import SpikingJelly
+
+    return SnnGraphNeurons(), SpikingJelly(), SnnTorch(), Norse(), Sinabs()
 
 
 def adapters() -> tuple[Adapter, ...]:
@@ -80,28 +133,41 @@ def adapters() -> tuple[Adapter, ...]:
         CaptureError: an entry point is no adapter.
     """
     found: dict[str, Adapter] = {}
+    ours = _builtin()
     for entry in entry_points(group=GROUP):
         adapter = entry.load()
         adapter = adapter() if isinstance(adapter, type) else adapter
         if not isinstance(adapter, Adapter):
             title = f"entry point {entry.name!r} of {GROUP} ({entry.value})"
             raise CaptureError(f"{title} is no Adapter: see snngraph.frontends.adapters")
-        if adapter.name in found or adapter.name == SnnGraphNeurons.name:
+        if adapter.name in found or adapter.name in {a.name for a in ours}:
             raise NameClashError(f"two adapters are named {adapter.name!r}; one of them comes from {entry.value}")
         found[adapter.name] = adapter
-    return (*found.values(), SnnGraphNeurons())
+    return (*found.values(), *ours)
 
 
-def matching(model: nn.Module) -> list[tuple[nn.Module, Adapter]]:
-    """The modules of ``model`` that an adapter knows, with that adapter."""
-    known = adapters()
-    pairs = ((module, next((a for a in known if a.matches(module)), None)) for module in model.modules())
-    return [(module, adapter) for module, adapter in pairs if adapter is not None]
+def found_in(model: nn.Module) -> list[Found]:
+    """The neuron modules of ``model`` that an adapter knows."""
+    known, result = adapters(), []
+    for path, module in model.named_modules():
+        adapter = next((a for a in known if a.matches(module)), None)
+        if adapter is None:
+            continue
+        try:
+            result.append(Found(path, module, adapter, adapter.neuron(module)))
+        except NotCanonicalError as reason:
+            result.append(Found(path, module, adapter, None, str(reason)))
+    return result
 
 
 @contextlib.contextmanager
-def adapted(model: nn.Module) -> Iterator[None]:
-    """Within it, every known neuron module computes as its adapter says, starting from the reset state."""
+def adapted(model: nn.Module, *, bitwise_only: bool = False) -> Iterator[None]:
+    """Within it, every known neuron computes as its adapter says, from the reset state.
+
+    Args:
+        model: the model; its modules' ``forward`` and ``reset`` are replaced, and put back afterwards.
+        bitwise_only: leaves the neurons alone whose own arithmetic the canonical form computes in another order.
+    """
     replaced: list[tuple[nn.Module, str]] = []
 
     def put(module: nn.Module, name: str, function: Any) -> None:
@@ -109,44 +175,29 @@ def adapted(model: nn.Module) -> Iterator[None]:
         replaced.append((module, name))
 
     try:
-        for module, adapter in matching(model):
+        for found in found_in(model):
+            found.adapter.prepare(found.module)
+            if found.neuron is None or (bitwise_only and not found.adapter.bitwise):
+                continue
             memory: dict[str, Any] = {}
-            put(module, "forward", functools.partial(adapter.forward, module, memory))
-            if callable(getattr(module, "reset", None)):
-                put(module, "reset", memory.clear)  # a model may reset its neurons in its own forward
+            put(found.module, "forward", functools.partial(found.adapter.forward, found.module, found.neuron, memory))
+            if callable(own := getattr(found.module, "reset", None)):
+                put(found.module, "reset", functools.partial(_forget, memory, own))  # a model may reset in its own forward
         yield
     finally:
         for module, name in replaced:
-            del module.__dict__[name]
+            module.__dict__.pop(name, None)
 
 
-@contextlib.contextmanager
-def fresh_state(model: nn.Module) -> Iterator[bool]:
-    """Within it the known neurons are reset; afterwards they have their state again. Yields whether any had one."""
-    kept = [(module, adapter, adapter.state(module)) for module, adapter in matching(model)]
-    try:
-        reset_state(model)
-        yield any(state for _, _, state in kept)
-    finally:
-        for module, adapter, state in kept:
-            adapter.set_state(module, state)
+def _forget(memory: dict[str, Any], reset: Any, *args: Any, **kwargs: Any) -> None:
+    memory.clear()
+    reset(*args, **kwargs)
 
 
-@contextlib.contextmanager
-def unchanged(model: nn.Module) -> Iterator[None]:
-    """Puts the modules' attributes and buffers back afterwards: what runs on fake tensors must not leave any behind."""
-    kept = [(m, dict(m.__dict__), dict(m._buffers)) for m in model.modules()]
-    try:
-        yield
-    finally:
-        for module, attributes, buffers in kept:
-            module.__dict__.clear()
-            module.__dict__.update(attributes)
-            module._buffers.clear()
-            module._buffers.update(buffers)
-
-
-def reset_state(model: nn.Module) -> None:
+def reset_neurons(model: nn.Module) -> None:
     """Resets every known neuron."""
-    for module, adapter in matching(model):
-        adapter.set_state(module, {})
+    known = adapters()
+    for module in model.modules():
+        adapter = next((a for a in known if a.matches(module)), None)
+        if adapter is not None:
+            adapter.reset(module)

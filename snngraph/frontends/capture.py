@@ -31,7 +31,7 @@ from snngraph.errors import (
     TrainingModeError,
     WarmStateWarning,
 )
-from snngraph.frontends import adapters
+from snngraph.frontends import state
 from snngraph.frontends.export import equal_tensors, exported_graph
 from snngraph.frontends.time_axis import Axes, infer_axes
 from snngraph.graph import SpikingGraph, is_op, module_path, operand, shape_of
@@ -91,7 +91,7 @@ def trace(
         time_dim = dim
     elif time_reduction is not None:
         raise CaptureError("time_reduction belongs to a model that is called step by step: give time_steps too")
-    with adapters.fresh_state(model) as was_warm, torch.no_grad(), _quiet():
+    with state.fresh_state(model) as was_warm, torch.no_grad(), _quiet():
         if was_warm:
             warnings.warn(
                 "the model carries membrane state from an earlier call; it is captured from the reset state, its state is kept",
@@ -219,7 +219,7 @@ class _Runner:
         self.model, self.user_reset = model, reset
 
     def reset(self) -> None:
-        adapters.reset_state(self.model)
+        state.reset_state(self.model)
         if self.user_reset is not None:
             self.user_reset()
 

@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from snngraph.errors import CaptureError
-from snngraph.frontends import adapters
+from snngraph.frontends import adapters, state
 from snngraph.frontends.time_axis import Axes, ModelRunner
 from snngraph.graph import (
     LIF,
@@ -130,7 +130,7 @@ def _export(model: nn.Module, inputs: Sequence[Tensor], runner: ModelRunner, *, 
     runner.reset()
     try:
         with _stack_traces(origins):
-            with adapters.unchanged(model), adapters.adapted(model):
+            with state.unchanged(model), adapters.adapted(model):
                 program = torch.export.export(model, tuple(x.clone() for x in inputs), strict=False)
             program = program.run_decompositions(table)
     except Exception as error:

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snngraph.errors import ForwardFailedError, TimeAxisError
-from snngraph.frontends import adapters
+from snngraph.frontends import adapters, state
 from snngraph.graph import LIF, LIF_STEP
 
 __all__ = ["Axes", "infer_axes"]
@@ -115,7 +115,7 @@ class _Shapes:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         # as under torch.export: a model that looks at its numbers in eager mode may leave that out where there are none
         exporting = mock.patch.object(torch.compiler, "_is_compiling_flag", True, create=True)
-        with adapters.unchanged(self.runner.model), exporting, mode:
+        with state.unchanged(self.runner.model), exporting, mode:
             return _watch(self.runner, [mode.from_tensor(x) for x in inputs])
 
 

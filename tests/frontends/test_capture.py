@@ -406,7 +406,7 @@ def test_a_mismatch_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """Were an adapter wrong, the comparison with the module would find it."""
     from snngraph.frontends.adapters import SnnGraphNeurons
 
-    def wrong(self: SnnGraphNeurons, module: nn.Module, memory: dict[str, Any], x: Tensor) -> Tensor:
+    def wrong(self: SnnGraphNeurons, module: nn.Module, neuron: Any, memory: dict[str, Any], x: Tensor) -> Tensor:
         return ops.lif(x, decay=0.4, threshold=0.3).s
 
     monkeypatch.setattr(SnnGraphNeurons, "forward", wrong)

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from snngraph import ops
+from snngraph.frontends.adapters import Adapter
+from snngraph.frontends.canonical import Canonical
 
 __all__ = ["Cell", "CellAdapter", "build"]
 
@@ -28,26 +29,20 @@ class Cell(nn.Module):
         return spikes
 
 
-class CellAdapter:
+class CellAdapter(Adapter):
     name = "example"
 
     def matches(self, module: nn.Module) -> bool:
         return isinstance(module, Cell)
 
-    def forward(self, module: nn.Module, memory: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
-        assert isinstance(module, Cell)
-        s, memory["v"], _, _ = ops.lif_step(
-            args[0], memory.get("v", 0.0), decay=module.leak, threshold=module.threshold, v_reset=0.0
-        )
-        return s
+    def neuron(self, module: nn.Module) -> Canonical:
+        return Canonical({"decay": module.leak, "threshold": module.threshold, "v_reset": 0.0})
 
-    def state(self, module: nn.Module) -> dict[str, Any]:
-        assert isinstance(module, Cell)
-        return {} if module.membrane is None else {"v": module.membrane}
+    def forward(self, module: nn.Module, neuron: Canonical, memory: dict[str, Any], *args: Any, **kwargs: Any) -> Tensor:
+        return neuron.step(args[0], memory).s
 
-    def set_state(self, module: nn.Module, state: dict[str, Any]) -> None:
-        assert isinstance(module, Cell)
-        module.membrane = state.get("v")
+    def reset(self, module: nn.Module) -> None:
+        module.membrane = None
 
 
 class Net(nn.Module):

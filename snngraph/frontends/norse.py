@@ -1,0 +1,31 @@
+"""The neurons of Norse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from snngraph.frontends.adapters import Adapter
+from snngraph.frontends.canonical import Canonical
+
+__all__ = ["Norse"]
+
+
+class Norse(Adapter):
+    """The adapter of Norse."""
+
+    name = "norse"
+    distribution = "norse"
+
+    def matches(self, module: nn.Module) -> bool:
+        """None yet."""
+        return False
+
+    def neuron(self, module: nn.Module) -> Canonical:
+        """None yet."""
+        raise NotImplementedError
+
+    def forward(self, module: nn.Module, neuron: Canonical, memory: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """None yet."""
+        raise NotImplementedError

@@ -1,0 +1,141 @@
+"""The state of a model between calls: kept, compared, and put back.
+
+A foreign neuron may keep its membrane potential in an attribute, a buffer, a list or a dictionary of its module, and so may any
+other part of a model. A snapshot holds all of these, so that every run of a capture starts from the same state and the model is
+found afterwards as it was, whoever wrote its neurons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snngraph.frontends import adapters
+
+__all__ = ["Snapshot", "fresh_state", "reset_state", "unchanged"]
+
+_PLUMBING = frozenset(("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"))
+
+
+class Snapshot:
+    """Attributes, buffers and parameters of all modules of a model, at one moment."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self._kept = [(path, module, _attributes(module)) for path, module in model.named_modules()]
+        # Values, too: a state may be written in place. Containers are copied along with the tensors they hold.
+        self._values = {id(t): (t, t.detach().clone()) for _, _, kept in self._kept for t in _tensors(kept)}
+        self._copies = [{k: _copy(v) for k, v in kept[0].items()} for _, _, kept in self._kept]
+
+    def restore(self) -> None:
+        """Puts everything back, in place where a tensor was written in place."""
+        with torch.no_grad():
+            for tensor, value in self._values.values():
+                if not _same_tensor(tensor, value):
+                    tensor.data = value.clone()
+        for (_, module, (_, parameters, buffers)), copies in zip(self._kept, self._copies, strict=True):
+            own = {k: v for k, v in module.__dict__.items() if k in _PLUMBING}
+            module.__dict__.clear()
+            module.__dict__.update({k: _copy(v) for k, v in copies.items()})
+            module.__dict__.update(own)
+            for store, kept in ((module._parameters, parameters), (module._buffers, buffers)):
+                store.clear()
+                store.update(kept)
+
+    def changed(self) -> dict[str, Any]:
+        """What differs now: ``path.attribute`` and the value it had (``None`` for what was not there)."""
+        found: dict[str, Any] = {}
+        known = {id(module): k for k, (_, module, _) in enumerate(self._kept)}
+        for path, module in self.model.named_modules():
+            k = known.get(id(module))
+            if k is None:
+                continue
+            for name, value in _flat(_attributes(module)).items():
+                before = _flat((self._copies[k], *self._kept[k][2][1:])).get(name)
+                if not self._same(before, value):
+                    found[f"{path}.{name}" if path else name] = self._before(before)
+        return found
+
+    def _before(self, value: Any) -> Any:
+        return self._values[id(value)][1] if isinstance(value, Tensor) and id(value) in self._values else value
+
+    def _same(self, before: Any, now: Any) -> bool:
+        if isinstance(now, Tensor):
+            return isinstance(before, Tensor) and _same_tensor(self._before(before), now)
+        if isinstance(now, list | tuple):
+            pairs = isinstance(before, list | tuple) and len(before) == len(now)
+            return pairs and all(self._same(a, b) for a, b in zip(before, now, strict=True))
+        if isinstance(now, dict):
+            pairs = isinstance(before, dict) and before.keys() == now.keys()
+            return pairs and all(self._same(before[k], v) for k, v in now.items())
+        if isinstance(now, int | float | str | bool | None):
+            return type(before) is type(now) and before == now
+        return True  # functions, modules, configuration objects: no state that a graph could carry
+
+
+def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    own = {k: v for k, v in module.__dict__.items() if k not in _PLUMBING}
+    return own, dict(module._parameters), dict(module._buffers)
+
+
+def _flat(attributes: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    return {k: v for kept in attributes for k, v in kept.items()}
+
+
+def _copy(value: Any) -> Any:
+    """Containers anew, so that appending to one does not reach the snapshot; tensors and everything else as they are."""
+    if type(value) is list:
+        return [_copy(v) for v in value]
+    if type(value) is dict:
+        return {k: _copy(v) for k, v in value.items()}
+    return value
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for v in value.values():
+            yield from _tensors(v)
+    elif isinstance(value, list | tuple):
+        for v in value:
+            yield from _tensors(v)
+
+
+def _same_tensor(a: Tensor, b: Tensor) -> bool:
+    if a is b:
+        return True
+    if a.shape != b.shape or a.dtype != b.dtype or a.device != b.device:
+        return False
+    return a.device.type == "meta" or torch.equal(torch.nan_to_num(a), torch.nan_to_num(b))
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[Snapshot]:
+    """Puts the model back afterwards, whatever ran within: what runs on fake tensors must not leave any behind."""
+    snapshot = Snapshot(model)
+    try:
+        yield snapshot
+    finally:
+        snapshot.restore()
+
+
+def reset_state(model: nn.Module) -> None:
+    """Resets every neuron that an adapter knows."""
+    adapters.reset_neurons(model)
+
+
+@contextlib.contextmanager
+def fresh_state(model: nn.Module) -> Iterator[bool]:
+    """Within it the known neurons are reset; afterwards the model has its state again. Yields whether they had one."""
+    with unchanged(model) as before:
+        reset_state(model)
+        yield any(_holds_something(v) for v in before.changed().values())
+
+
+def _holds_something(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.numel() > 0
