@@ -51,17 +51,20 @@ class Canonical:
         return v, out.i * self.i_scale if self.moves_i else out.i
 
     def step(self, x: Tensor, memory: dict[str, Any]) -> NeuronOutput:
-        """One step on ``x`` ``[N, ...]`` from the operator's state in ``memory`` (``"v"``, ``"i"``; at rest if absent), kept there."""
-        found = {**self.start(), **{k: memory[k] for k in ("v", "i") if k in memory}}
-        out = ops.lif_step(x, **found, **self.to(x.dtype).parameters)
-        memory.update({"v": out.v, "i": out.i} if self.has_synapse else {"v": out.v})
-        return out
+        """One step on ``x`` ``[N, ...]``, from and to the operator's state in ``memory`` (``"v"``, ``"i"``; at rest if absent)."""
+        return self._kept(ops.lif_step(x, **self._state_in(memory), **self.to(x.dtype).parameters), memory)
 
     def sequence(self, x: Tensor, memory: dict[str, Any]) -> NeuronOutput:
         """All steps of ``x`` ``[T, N, ...]``; state as :meth:`step`."""
-        found = {**self.start(), **{k: memory[k] for k in ("v", "i") if k in memory}}
-        out = ops.lif(x, **found, **self.to(x.dtype).parameters)
-        memory.update({"v": out.v, "i": out.i} if self.has_synapse else {"v": out.v})
+        return self._kept(ops.lif(x, **self._state_in(memory), **self.to(x.dtype).parameters), memory)
+
+    def _state_in(self, memory: dict[str, Any]) -> dict[str, Any]:
+        return {**self.start(), **{name: memory[name] for name in ("v", "i") if name in memory}}
+
+    def _kept(self, out: NeuronOutput, memory: dict[str, Any]) -> NeuronOutput:
+        memory["v"] = out.v
+        if self.has_synapse:
+            memory["i"] = out.i
         return out
 
     @property

@@ -42,6 +42,7 @@ class CellAdapter(Adapter):
         return neuron.step(args[0], memory).s
 
     def reset(self, module: nn.Module) -> None:
+        assert isinstance(module, Cell)
         module.membrane = None
 
 
