@@ -51,7 +51,7 @@ class Canonical:
         return v, out.i * self.i_scale if self.moves_i else out.i
 
     def step(self, x: Tensor, memory: dict[str, Any]) -> NeuronOutput:
-        """One step on ``x`` ``[N, ...]``, from and to the operator's state in ``memory`` (``"v"``, ``"i"``; at rest if absent)."""
+        """One step on ``x`` ``[N, ...]``; the operator's state is read from and kept in ``memory`` (at rest if empty)."""
         return self._kept(ops.lif_step(x, **self._state_in(memory), **self.to(x.dtype).parameters), memory)
 
     def sequence(self, x: Tensor, memory: dict[str, Any]) -> NeuronOutput:
