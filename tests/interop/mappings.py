@@ -12,65 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from snngraph.ops import NeuronOutput, scalar
-
-Number = float | Tensor
-
-
-@dataclass(frozen=True)
-class Canonical:
-    """A neuron as arguments of `ops.lif`, and how the library's own state relates to the operator's.
-
-    Args:
-        parameters: keyword arguments of `ops.lif` and `ops.lif_step`.
-        v_rest: the library's membrane potential before the first step.
-        v_scale, v_shift: library's potential = v_scale * operator's + v_shift.
-        i_scale: library's current = i_scale * operator's.
-    """
-
-    parameters: dict[str, Any]
-    v_rest: Number = 0.0
-    v_scale: Number = 1.0
-    v_shift: Number = 0.0
-    i_scale: Number = 1.0
-
-    def start(self, v: Number | None = None, i: Tensor | None = None) -> dict[str, Any]:
-        """The operator's arguments `v` and `i` for a library in this state; by default before its first step."""
-        v = self.v_rest if v is None else v
-        state: dict[str, Any] = {"v": (v - self.v_shift) / self.v_scale if self.moves_v else v}
-        if i is not None:
-            state["i"] = i / self.i_scale if self.moves_i else i
-        return state
-
-    def state(self, out: NeuronOutput) -> tuple[Tensor, Tensor]:
-        """The library's membrane potential and current (empty without a synapse) after the operator returned `out`."""
-        v = out.v * self.v_scale + self.v_shift if self.moves_v else out.v
-        return v, out.i * self.i_scale if self.moves_i else out.i
-
-    @property
-    def moves_v(self) -> bool:
-        return not (_is(self.v_scale, 1.0) and _is(self.v_shift, 0.0))
-
-    @property
-    def moves_i(self) -> bool:
-        return not _is(self.i_scale, 1.0)
-
-    def to(self, dtype: torch.dtype) -> Canonical:
-        """Per-channel tensors in the dtype of the input; numbers keep their digits."""
-        return replace(
-            self, parameters={k: p.to(dtype) if isinstance(p, Tensor) and p.dim() else p for k, p in self.parameters.items()}
-        )
-
-
-def _is(number: Number, value: float) -> bool:
-    return not isinstance(number, Tensor) and number == value
-
-
-def _wide(number: Any) -> Tensor:
-    """A 0-d tensor in float64, so that what is computed from it keeps its digits; a per-channel tensor stays as it is."""
-    tensor = scalar(number).detach()
-    return tensor.double() if tensor.dim() == 0 else tensor
-
+from snngraph.frontends.canonical import Canonical, Number, wide
 
 # -- SpikingJelly 2.0.0, activation_based --------------------------------------------------------------------------------------
 
@@ -93,7 +35,7 @@ def spikingjelly_lif(module: Any) -> Canonical:
 
 def spikingjelly_plif(module: Any) -> Canonical:
     """ParametricLIFNode: LIFNode with `1/tau = sigmoid(w)`."""
-    return _spikingjelly_leak(module, _wide(module.w.sigmoid()))
+    return _spikingjelly_leak(module, wide(module.w.sigmoid()))
 
 
 def _spikingjelly_leak(module: Any, rate: Number) -> Canonical:
@@ -164,7 +106,7 @@ def snntorch_rleaky(module: Any) -> Canonical:
 
 def snntorch_lapicque(module: Any) -> Canonical:
     """Lapicque: `h = (1 - dt/RC)*v + dt/C*x`, whatever beta was given (it only sets C); no reset_delay; zero as RLeaky."""
-    r, c, dt = _wide(module.R), _wide(module.C), _wide(module.time_step)
+    r, c, dt = wide(module.R), wide(module.C), wide(module.time_step)
     return _snntorch(module, "with", decay=1.0 - dt / (r * c), input_gain=r * (1.0 / (r * c)) * dt)
 
 
@@ -197,7 +139,7 @@ def norse_lif_box(module: Any) -> Canonical:
 
 def norse_lif(module: Any) -> Canonical:
     """LIF: `j = i + x; h = v + dt/tau_mem*(v_leak - v + j); i' = (1 - dt/tau_syn)*j`: the operator's current is j, not i'."""
-    syn_decay = 1.0 - _wide(module.dt * module.p.tau_syn_inv)
+    syn_decay = 1.0 - wide(module.dt * module.p.tau_syn_inv)
     if not bool((syn_decay != 0).all()):
         raise ValueError("a synapse that forgets within one step: leave it out, LIFBox is the same neuron")
     charge = {**_norse_membrane(module), "v_reset": module.p.v_reset, "syn_decay": syn_decay}
@@ -205,11 +147,11 @@ def norse_lif(module: Any) -> Canonical:
 
 
 def _norse_membrane(module: Any) -> dict[str, Any]:
-    rate = _wide(module.dt * module.p.tau_mem_inv)
+    rate = wide(module.dt * module.p.tau_mem_inv)
     return {
         "decay": 1.0 - rate,
         "input_gain": rate,
-        "bias": rate * _wide(module.p.v_leak),
+        "bias": rate * wide(module.p.v_leak),
         "threshold": module.p.v_th,
         "fire": ">",
     }

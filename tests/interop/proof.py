@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from snngraph import ops
-from tests.interop.mappings import Canonical
+from snngraph.frontends.canonical import Canonical
 
 STEPS, BATCH, CHANNELS = 16, 6, 32
 Kind = Literal["random", "quantised"]

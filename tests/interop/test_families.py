@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from snngraph import neurons, ops
+from snngraph.frontends.canonical import Canonical
 from tests.interop import mappings
 from tests.interop.proof import Kind, Trace, assert_same_neuron, calibrated, stack
 
@@ -84,7 +85,7 @@ def test_sj_lif(kind: Kind) -> None:
             steps.append((s, v))
         return stack(steps)
 
-    canonical = mappings.Canonical(neurons.LIF(tau=2.0).parameters_of_neuron())
+    canonical = Canonical(neurons.LIF(tau=2.0).parameters_of_neuron())
     assert_same_neuron(canonical, drive, calibrated(canonical, kind), ties=kind == "quantised")
 
 

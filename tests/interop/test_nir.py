@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from snngraph import ops
-from tests.interop.mappings import Canonical, Euler
+from snngraph.frontends.canonical import Canonical
+from tests.interop.mappings import Euler
 from tests.interop.proof import CHANNELS, Kind, Trace, assert_same_neuron, calibrated, stack
 
 nir = pytest.importorskip("nir", reason="NIR is not installed")

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from snngraph import neurons
+from snngraph.frontends.canonical import Canonical
 from tests.interop import mappings
-from tests.interop.mappings import Canonical
 from tests.interop.proof import Kind, Trace, assert_same_neuron, calibrated, stack
 
 spikingjelly = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
