@@ -32,7 +32,8 @@ from snngraph.errors import (
     WarmStateWarning,
 )
 from snngraph.frontends import state
-from snngraph.frontends.export import equal_tensors, exported_graph
+from snngraph.frontends.batch_axis import equal_tensors
+from snngraph.frontends.export import exported_graph
 from snngraph.frontends.time_axis import Axes, infer_axes
 from snngraph.graph import SpikingGraph, is_op, module_path, operand, shape_of
 

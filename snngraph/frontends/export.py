@@ -18,38 +18,25 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from snngraph.errors import CaptureError
 from snngraph.frontends import adapters, state
+from snngraph.frontends.batch_axis import FixedBatchError, Raw, free_the_batch
 from snngraph.frontends.time_axis import Axes, ModelRunner
 from snngraph.graph import (
     LIF,
     LIF_STEP,
-    VIEWS,
     Facts,
     SpikingGraph,
     Time,
-    arguments,
     is_op,
     module_path,
-    operand,
     previous_step,
-    shape_of,
-    source_line,
 )
 from snngraph.types import TensorSpec
 
-__all__ = ["equal_tensors", "exported_graph"]
+__all__ = ["exported_graph"]
 
 aten = torch.ops.aten
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
-_ARITHMETIC = (aten.add.Tensor, aten.sub.Tensor, aten.mul.Tensor, aten.div.Tensor)
-_BROADCASTING = (*_ARITHMETIC, aten.where.self, aten.maximum.default, aten.minimum.default)
 _ASSERTIONS = (aten._assert_tensor_metadata.default,)
-_CREATION = (aten.full.default, aten.zeros.default, aten.ones.default)
-
-_Raw = tuple[fx.Graph, dict[str, Tensor], list[str]]
-
-
-class _FixedBatchError(Exception):
-    """Why a graph does not run at another batch size."""
 
 
 def exported_graph(
@@ -80,8 +67,8 @@ def exported_graph(
         try:
             raw = _export(model, axes.resized(inputs, batch), runner)
             far = 3 * batch + 7  # far away, so that what is constant for small batches alone is seen to change
-            _free_the_batch(raw, _export(model, axes.resized(inputs, far), runner, origins=False))
-        except (CaptureError, _FixedBatchError) as reason:
+            free_the_batch(raw, _export(model, axes.resized(inputs, far), runner, origins=False))
+        except (CaptureError, FixedBatchError) as reason:
             free, batch = False, example_batch
             notes = (f"the batch size is fixed at {batch}: {reason}",)
     if not free:
@@ -105,7 +92,7 @@ def exported_graph(
     return SpikingGraph(graph, tensors, facts)
 
 
-def _without_prefix(raw: _Raw, prefix: str, model: nn.Module) -> _Raw:
+def _without_prefix(raw: Raw, prefix: str, model: nn.Module) -> Raw:
     """Module paths, tensors and inputs under the names they have in the module ``prefix``, which the model wraps."""
     graph, tensors, names = raw
     parameters = inspect.signature(model.get_submodule(prefix).forward).parameters.values()
@@ -123,7 +110,7 @@ def _without_prefix(raw: _Raw, prefix: str, model: nn.Module) -> _Raw:
     return graph, {k.removeprefix(f"{prefix}."): t for k, t in tensors.items()}, names
 
 
-def _export(model: nn.Module, inputs: Sequence[Tensor], runner: ModelRunner, *, origins: bool = True) -> _Raw:
+def _export(model: nn.Module, inputs: Sequence[Tensor], runner: ModelRunner, *, origins: bool = True) -> Raw:
     """Exports and decomposes; without ``origins`` no node knows its source line, and a large model takes less time."""
     table = torch.export.default_decompositions()
     table.pop(aten.linear.default, None)  # one operator to fold into and to lower; its decomposition is three
@@ -157,7 +144,7 @@ def _first_lines(error: Exception) -> str:
     return "\n  ".join(lines[:8])
 
 
-def _flatten(program: torch.export.ExportedProgram) -> _Raw:
+def _flatten(program: torch.export.ExportedProgram) -> Raw:
     """Parameters, buffers and constants become ``get_attr`` nodes; the graph's inputs are the user's alone."""
     signature = program.graph_signature
     mutated = [s.target for s in signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
@@ -205,77 +192,6 @@ def _meta(node: fx.Node) -> dict[str, Any]:
     if frames:
         meta["source"] = f"{frames[-1][0]}:{frames[-1][1]}"
     return meta
-
-
-def _free_the_batch(raw: _Raw, other: _Raw) -> None:
-    """Writes ``-1`` wherever the two graphs differ.
-
-    Raises:
-        _FixedBatchError: they differ in something else.
-    """
-    nodes, others = list(raw[0].nodes), list(other[0].nodes)
-    if [n.target for n in nodes if n.op != "get_attr"] != [n.target for n in others if n.op != "get_attr"]:
-        raise _FixedBatchError("the model runs other operators at another batch size")
-    for a, b in zip(nodes, others, strict=True):
-        if a.op == "get_attr" and not equal_tensors(raw[1][str(a.target)], other[1][str(b.target)]):
-            raise _FixedBatchError(f"the constant {a.target} depends on the batch size")
-        if is_op(a, aten.squeeze.default):
-            raise _FixedBatchError(
-                f"squeeze() without a dimension drops the batch of a single sample too; name the dimension{_at(a)}"
-            )
-        if is_op(a, *VIEWS):  # the sizes, where the model left one to be inferred
-            a.args, b.args = (a.args[0], list(shape_of(a))), (b.args[0], list(shape_of(b)))
-        if a.op == "call_function":
-            a.args = tuple(_merge(a, k, x, y) for k, (x, y) in enumerate(zip(a.args, b.args, strict=True)))
-            if any(not isinstance(x, fx.Node) and x != b.kwargs[k] for k, x in a.kwargs.items()):
-                raise _FixedBatchError(f"{a.target} has an argument that depends on the batch size{_at(a)}")
-
-
-def equal_tensors(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors have one shape, one type and the same values, NaN where the other is NaN."""
-    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
-
-
-def _merge(node: fx.Node, position: int, a: Any, b: Any) -> Any:
-    if isinstance(a, fx.Node) or a == b or (a != a and b != b):
-        return a
-    if isinstance(a, tuple | list) and len(a) == len(b) and any(isinstance(x, fx.Node) for x in a):
-        return a
-    if position == 1 and is_op(node, *VIEWS):
-        return _minus_one(node, a, b)
-    if position == 1 and is_op(node, aten.expand.default):
-        shape = shape_of(operand(node))
-        lead = len(a) - len(shape)
-        differing = [d for d, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
-        if all(d >= lead and shape[d - lead] == a[d] for d in differing):
-            return [-1 if d in differing else x for d, x in enumerate(a)]
-    if position == 0 and is_op(node, *_CREATION) and all(_broadcasts_in(node, user) for user in node.users):
-        return [1 if x != y else x for x, y in zip(a, b, strict=True)]  # a constant state per sample: it broadcasts
-    if position in (2, 3) and is_op(node, aten.slice.Tensor):
-        size = shape_of(operand(node))[arguments(node)["dim"]]
-        if position == 3 and a == size:
-            return torch.iinfo(torch.int64).max
-    raise _FixedBatchError(f"{node.target} has an argument that depends on the batch size, {a} and {b}{_at(node)}")
-
-
-def _broadcasts_in(node: fx.Node, user: fx.Node) -> bool:
-    """Whether one sample of a constant does in ``user``: as a neuron's state, or beside an operand of the same shape."""
-    if is_op(user, LIF_STEP):
-        return all(name in ("v", "i") for name, a in arguments(user).items() if a is node)
-    others = [n for n in user.all_input_nodes if n is not node]
-    return is_op(user, *_BROADCASTING) and any(shape_of(n) == shape_of(node) for n in others)
-
-
-def _minus_one(node: fx.Node, a: Sequence[int], b: Sequence[int]) -> list[int]:
-    differing = [d for d, (x, y) in enumerate(zip(a, b, strict=True)) if x != y]
-    if len(differing) > 1:
-        raise _FixedBatchError(f"a reshape puts the batch into several dimensions, {list(a)}{_at(node)}")
-    return [-1 if d in differing else x for d, x in enumerate(a)]
-
-
-def _at(node: fx.Node) -> str:
-    path, source = module_path(node), source_line(node)
-    return (f", in module {path!r}" if path else "") + (f", {source}" if source else "")
 
 
 def _name_neurons(graph: fx.Graph) -> None:
