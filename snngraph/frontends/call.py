@@ -94,7 +94,8 @@ class Call(nn.Module):
         for path, value in kept:
             if not isinstance(value, Tensor):
                 where = f"output{pytree.keystr(path)}"
-                raise CaptureError(f"{where} of the model is a {type(value).__name__}: expected tensors, wrap the model to return tensors")
+                what = f"{where} of the model is a {type(value).__name__}"
+                raise CaptureError(f"{what}: expected tensors, wrap the model to return tensors only")
         if not kept:
             raise CaptureError("the model returns no tensor")
         self.names = tuple(_name(pytree.keystr(path), len(kept)) for path, _ in kept)

@@ -3,16 +3,15 @@
 ``torch.export`` runs a model on tensors without values. Code that reads a number (``tau.item()``, ``if self.step > 0``) or works
 around autograd (``mem.data = ...``) breaks on those. Two remedies:
 
-* :func:`exportable` gives such code another meaning while it is captured: ``.data`` is ``detach()`` and an assignment to it a copy
+* :func:`exportable` gives such code another meaning while it is captured: ``.data`` is ``detach()``, an assignment to it a copy
   in place; copying a tensor deeply is a clone; a scripted function runs as the Python that it was made of.
-* :func:`recorded` runs the model on the real example with ``make_fx`` and returns a module that repeats what was computed. Numbers
-  that do not depend on the input are read for real and become constants; one that does is an error that names its source line.
+* :func:`recorded` runs the model on the real example with ``make_fx`` and returns a module that repeats what was computed.
+  Numbers that do not depend on the input are read for real and become constants; one that does is an error that names its line.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -83,7 +82,6 @@ class _Recorded(nn.Module):
     def __init__(self, program: fx.GraphModule, model: nn.Module) -> None:
         super().__init__()
         names = {id(t): name for name, t in (*model.named_parameters(), *model.named_buffers())}
-        self.tensors: dict[str, str] = {}
         for node in program.graph.nodes:
             if node.op == "get_attr":
                 tensor = getattr(program, str(node.target))
@@ -157,8 +155,8 @@ def _reads() -> dict[str, Any]:
                 return read(self, *args, **kwargs)
             if _depends_on_input(self):
                 raise DataDependentError(
-                    f"the model reads a number that depends on its input ({name}), {where_called()}: control flow on data can not "
-                    "be compiled. Compute it with tensor operators (torch.where, clamp), or take it out of forward"
+                    f"the model reads a number that depends on its input ({name}), {where_called()}: control flow on data can "
+                    "not be compiled. Compute it with tensor operators (torch.where, clamp), or take it out of forward"
                 )
             with _disable_current_modes(), torch._C._DisableTorchDispatch():
                 return read(self, *args, **kwargs)

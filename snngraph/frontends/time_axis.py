@@ -9,31 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snngraph.errors import ForwardFailedError, TimeAxisError
 from snngraph.frontends import adapters, state
+from snngraph.frontends.runner import Runner
 from snngraph.graph import LIF, LIF_STEP
 
 __all__ = ["Axes", "infer_axes"]
-
-
-class ModelRunner(Protocol):
-    """Runs a model from its reset state."""
-
-    model: nn.Module
-
-    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The model's outputs."""
-
-    def reset(self) -> None:
-        """Forgets all state."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +74,7 @@ class _Watcher(TorchDispatchMode):
         return torch.stack(self.first_chain) if self.first_chain else None
 
 
-def _watch(runner: ModelRunner, inputs: Sequence[Tensor]) -> _Watcher | None:
+def _watch(runner: Runner, inputs: Sequence[Tensor]) -> _Watcher | None:
     """What the neurons see on ``inputs``; ``None`` when the model does not take them."""
     watcher = _Watcher()
     try:
@@ -99,7 +88,7 @@ def _watch(runner: ModelRunner, inputs: Sequence[Tensor]) -> _Watcher | None:
 class _Shapes:
     """Watches the shapes alone, without computing, where the model allows it; a network can take seconds for one real run."""
 
-    def __init__(self, runner: ModelRunner, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, runner: Runner, inputs: Sequence[Tensor]) -> None:
         self.runner = runner
         self.fake = True
         watcher = self.watch(inputs)
@@ -120,7 +109,7 @@ class _Shapes:
 
 
 def infer_axes(
-    runner: ModelRunner,
+    runner: Runner,
     inputs: Sequence[Tensor],
     *,
     time_dim: int | str | None,
@@ -200,7 +189,7 @@ def _by_size(watcher: _Watcher, inputs: Sequence[Tensor], candidates: Sequence[i
     return next((a for a in candidates if inputs[0].shape[a] == batch), None)
 
 
-def _time_dim(runner: ModelRunner, inputs: Sequence[Tensor], steps: int, batch_dim: int | None) -> int | None:
+def _time_dim(runner: Runner, inputs: Sequence[Tensor], steps: int, batch_dim: int | None) -> int | None:
     rest = [a for a in (0, 1) if a != batch_dim and all(x.dim() > a and x.shape[a] == steps for x in inputs)]
     if not rest:
         return None
@@ -221,7 +210,7 @@ def _time_dim(runner: ModelRunner, inputs: Sequence[Tensor], steps: int, batch_d
     )
 
 
-def _dependence(runner: ModelRunner, inputs: Sequence[Tensor], axis: int, steps: int, before: _Watcher) -> str:
+def _dependence(runner: Runner, inputs: Sequence[Tensor], axis: int, steps: int, before: _Watcher) -> str:
     """How the first neuron's input depends on the last entry along ``axis``.
 
     ``"follows"``: it changes at the last step and not at step 0. ``"static"``: it changes alike at all steps, as when a channel
