@@ -27,7 +27,7 @@ class Call(nn.Module):
         model: the model.
         inputs: the example.
         steps: the model takes one step: it is called so often, from the reset state. ``None``: it takes everything at once.
-        time_dim: with ``steps``, the example's time axis, or ``None``: every step takes the whole example.
+        time_dim: with ``steps``, the example's time axis, or ``None``: every step takes the whole example. Unused without.
         reduction: with ``steps``, what becomes of the T results: ``None`` stacks them, ``"mean"``, ``"sum"``, ``"last"``.
 
     A one-step model with an optional argument ``state`` that returns ``(output, state)`` is given the state that it returned at
@@ -48,6 +48,8 @@ class Call(nn.Module):
         reduction: str | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(time_dim, str):
+            time_dim = None  # "auto": only a model that takes the whole sequence leaves it open
         if steps is not None:
             _check_steps(inputs, steps, time_dim)
         elif reduction is not None:
@@ -102,11 +104,9 @@ class Call(nn.Module):
         return tuple(value for _, value in kept)
 
 
-def _check_steps(inputs: Sequence[Tensor], steps: int, time_dim: int | str | None) -> None:
+def _check_steps(inputs: Sequence[Tensor], steps: int, time_dim: int | None) -> None:
     if steps < 1:
         raise TimeAxisError(f"time_steps={steps}: expected at least 1")
-    if isinstance(time_dim, str):
-        raise TimeAxisError(f"time_dim={time_dim!r}: expected a number or None")
     for k, x in enumerate(inputs):
         if time_dim is not None and (x.dim() <= time_dim or x.shape[time_dim] != steps):
             raise TimeAxisError(

@@ -117,8 +117,8 @@ def trace(
     _refuse_unread_steps(captured)
     if mixing := _batch_statistics(captured):
         text = (
-            f"batch statistics: {few(mixing)} normalises by the mean and variance of the batch it is given (no running statistics), "
-            "so the engine's answers depend on the batch size and on the samples beside each other"
+            f"batch statistics: {few(mixing)} normalises by the mean and variance of the batch it is given (no running "
+            "statistics), so the engine's answers depend on the batch size and on the samples beside each other"
         )
         notes.append((BatchStatisticsWarning, text))
     for category, text in notes:
@@ -264,10 +264,13 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
         warnings.filterwarnings("ignore", message=r"The tensor attributes? .* assigned during export")
-        logger = logging.getLogger("torch._subclasses.fake_tensor")
-        level = logger.level
-        logger.setLevel(logging.CRITICAL)  # shapes that do not fit are tried on purpose
+        # shapes that do not fit, and models that read numbers, are tried on purpose
+        loggers = [logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "fx.experimental.symbolic_shapes")]
+        levels = [logger.level for logger in loggers]
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
         try:
             yield
         finally:
-            logger.setLevel(level)
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.export.graph_signature import InputKind, OutputKind
 
 from snngraph.errors import CaptureError, DataDependentError, RandomnessError
@@ -40,6 +41,7 @@ from snngraph.types import TensorSpec
 __all__ = ["exported_graph"]
 
 aten = torch.ops.aten
+_READS = (aten._local_scalar_dense.default, aten.item.default)
 _ASSERTIONS = (aten._assert_tensor_metadata.default,)
 
 
@@ -149,13 +151,11 @@ class _Tracer:
         return _flatten(program)
 
     def _exported(self, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:
-        model: nn.Module = self.call
         with state.unchanged(self.call), adapters.adapted(self.call, bitwise_only=self.own):
-            if self.records:
-                model = recorded(self.call, inputs)
-            else:
-                with exportable():
-                    return torch.export.export(model, tuple(inputs), strict=False)
+            if not self.records:
+                with exportable(), contextlib.redirect_stderr(io.StringIO()):  # it prints the graph of what it refuses
+                    return torch.export.export(self.call, tuple(inputs), strict=False)
+            model = recorded(self.call, inputs)
         return torch.export.export(model, tuple(inputs), strict=False)
 
 
@@ -218,6 +218,8 @@ def _flatten(program: torch.export.ExportedProgram) -> Raw:
                 tensors[target] = value.detach()
                 mapping[node] = graph.get_attr(target)
                 mapping[node].meta["val"] = node.meta.get("val")
+        elif node.target in _READS:
+            raise CaptureError(f"the model reads a number out of a tensor{_line(node)}")
         elif node.target in _ASSERTIONS:
             continue  # of types, which differ when the graph runs in float64
         elif node.op == "output":
@@ -227,6 +229,11 @@ def _flatten(program: torch.export.ExportedProgram) -> Raw:
             mapping[node] = graph.node_copy(node, lambda n: mapping[n])
             mapping[node].meta = _meta(node)
     return graph, tensors, names
+
+
+def _line(node: fx.Node) -> str:
+    frames = model_frames(node.meta.get("stack_trace") or "")
+    return f", {frames[-1]}" if frames else ""
 
 
 def _meta(node: fx.Node) -> dict[str, Any]:

@@ -62,6 +62,11 @@ def trainable_as_in(call: Call, graph: SpikingGraph) -> Iterator[None]:
 
 
 def compare_on(what: str, graph: SpikingGraph, runner: Runner, inputs: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    """Bit for bit, at the batch size of ``inputs``.
+
+    Raises:
+        CaptureMismatchError: they differ, or the graph does not run.
+    """
     try:
         found = outputs_of(graph(*inputs))
     except Exception as error:

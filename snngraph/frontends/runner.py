@@ -71,7 +71,12 @@ def what_it_leaves(
         text = f"forward rewrites {few(changed)}: the graph is that of the first call, with the parameters as they are now"
         notes.append((ParameterChangedWarning, text))
     known = tuple(f"inner.{f.path}." if f.path else "inner." for f in neurons)
-    unknown = {name: value for name, value in left.items() if name not in parameters and not name.startswith(known)}
+    unknown = {
+        name: value
+        for name, value in left.items()
+        if name.startswith("inner.") and name not in parameters and not name.startswith(known)
+    }
+    state.reset_state(runner.model)
     again = runner.run_on(inputs) if unknown else expected  # what it keeps may be for looking at only
     if not all(equal_tensors(a, b) for a, b in zip(expected, again, strict=True)):
         if warm := [_own_name(name) for name, value in unknown.items() if runner.user_reset is None and not _looks_fresh(value)]:

@@ -38,7 +38,10 @@ class Snapshot:
         with torch.no_grad(), _disable_current_modes():  # on real numbers, in the middle of a run on fake ones too
             for tensor, value in self._values.values():
                 if not _same_tensor(tensor, value):
-                    tensor.data = value.clone()
+                    if tensor.shape == value.shape:
+                        tensor.copy_(value)  # in place: a captured graph shares the model's tensors
+                    else:
+                        tensor.data = value.clone()
         for (_, module, (_, parameters, buffers)), copies in zip(self._kept, self._copies, strict=True):
             own = {k: v for k, v in module.__dict__.items() if k in _PLUMBING}
             module.__dict__.clear()

@@ -24,6 +24,8 @@ from snngraph.graph import LIF, LIF_STEP
 
 __all__ = ["Axes", "infer_axes"]
 
+_AUTO = "auto"
+
 
 @dataclass(frozen=True, slots=True)
 class Axes:
@@ -52,9 +54,12 @@ class _Watcher(TorchDispatchMode):
         # By the id of the membrane potential that a step left (kept alive, so its id stays its own): its steps so far, its chain.
         self.chain: dict[int, tuple[Tensor | None, int, int]] = {}
         self.first_chain: list[Tensor] = []
+        self.operators = 0
+        self.result: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.operators += 1
         if func is LIF:
             self.sequences.append(args[0])
         elif func is LIF_STEP:
@@ -79,7 +84,7 @@ def _watch(runner: Runner, inputs: Sequence[Tensor]) -> _Watcher | None:
     watcher = _Watcher()
     try:
         with adapters.adapted(runner.model), watcher:  # foreign neurons are seen as their adapter's operators
-            runner(inputs)
+            watcher.result = runner(inputs)
     except ForwardFailedError:
         return None
     return watcher
@@ -130,6 +135,8 @@ def infer_axes(
     """
     shapes = _Shapes(runner, inputs)
     watcher = shapes.example
+    if watcher.first is None:
+        return _by_counting(shapes, inputs, time_dim, batch_dim, time_steps)
     steps = _steps(watcher, inputs, time_dim, time_steps)
     for k, x in enumerate(inputs):
         if isinstance(time_dim, int) and (x.dim() <= time_dim or x.shape[time_dim] != steps):
@@ -142,7 +149,7 @@ def infer_axes(
         batch_dim = next((a for a in candidates if _is_batch(shapes, inputs, a)), None)
         if batch_dim is None and isinstance(time_dim, int):
             batch_dim = _by_size(watcher, inputs, candidates)
-    if time_dim == "auto":
+    if time_dim == _AUTO:
         time_dim = _time_dim(runner, inputs, steps, batch_dim)
     assert not isinstance(time_dim, str)
     batch = None if batch_dim is None else inputs[0].shape[batch_dim]
@@ -153,17 +160,59 @@ def _steps(watcher: _Watcher, inputs: Sequence[Tensor], time_dim: int | str | No
     if time_steps is not None:
         return time_steps
     lengths = {x.shape[0] for x in watcher.sequences} or {length for _, length, _ in watcher.chain.values()}
-    if lengths == {1} and not watcher.sequences and time_dim == "auto":
+    if lengths == {1} and not watcher.sequences and time_dim == _AUTO:
         raise TimeAxisError(
             "the neurons are in step mode and ran for one step: the model takes one step at a time; give time_steps="
         )
     if len(lengths) > 1:
         raise TimeAxisError(f"the model's neurons run over different numbers of steps: {sorted(lengths)}")
-    if lengths:
-        return lengths.pop()
-    if isinstance(time_dim, int):
-        return inputs[0].shape[time_dim]
-    raise TimeAxisError("no spiking neuron was seen while the model ran: nothing tells which axis is time; give time_dim=")
+    return lengths.pop()
+
+
+def _by_counting(
+    shapes: _Shapes, inputs: Sequence[Tensor], time_dim: int | str | None, batch_dim: int | None, time_steps: int | None
+) -> Axes:
+    """The axes of a model without a known neuron, by how many operators it runs.
+
+    Twice as many steps make more of them, a loop being written out; twice the batch makes as many, and a larger result.
+    """
+    axes = range(min(x.dim() for x in inputs))
+    doubled = {a: shapes.watch([torch.cat([x, x], a) for x in inputs]) for a in axes if a not in (time_dim, batch_dim)}
+    before = shapes.example
+    runs = {a: after for a, after in doubled.items() if after is not None}
+    longer = [a for a, after in runs.items() if after.operators > before.operators]
+    if time_dim == _AUTO:
+        if len(longer) != 1:
+            shown = ", ".join(str(list(x.shape)) for x in inputs)
+            found = (
+                f"axes {longer} each look like it" if longer else "no axis makes the model run more operators when it is longer"
+            )
+            raise TimeAxisError(
+                f"no spiking neuron that snngraph knows was seen, and {found}: which axis of the example {shown} is time can not "
+                "be told; give time_dim=, or, if one call is one step, time_steps="
+            )
+        time_dim = longer[0]
+    assert not isinstance(time_dim, str)
+    if time_steps is None and time_dim is None:
+        raise TimeAxisError(
+            "no spiking neuron that snngraph knows was seen: nothing tells how many steps the model makes of a static input. Let "
+            "it take one step, and give time_steps="
+        )
+    steps = time_steps if time_steps is not None else inputs[0].shape[time_dim or 0]
+    if batch_dim is None:
+        candidates = [a for a, after in runs.items() if a != time_dim and _doubles(before, after)]
+        batch_dim = min(candidates, default=None)
+    return Axes(steps, time_dim, batch_dim, None if batch_dim is None else inputs[0].shape[batch_dim])
+
+
+def _doubles(before: _Watcher, after: _Watcher) -> bool:
+    """Whether as many operators gave results that are twice as large in one dimension each."""
+
+    def twice(a: Tensor, b: Tensor) -> bool:
+        differing = [(m, n) for m, n in zip(a.shape, b.shape, strict=True) if m != n] if a.dim() == b.dim() else []
+        return len(differing) == 1 and differing[0][1] == 2 * differing[0][0]
+
+    return after.operators == before.operators and all(map(twice, before.result, after.result))
 
 
 def _neuron_batch(watcher: _Watcher) -> tuple[int, int, int]:
