@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import FunctionType, ModuleType
@@ -169,7 +170,7 @@ def _after_reset(neuron: Canonical, out: NeuronOutput) -> Tensor:
     Steps whose states nothing else reads can be merged over time.
     """
     if neuron.parameters.get("reset") == "soft":
-        return out.h - out.s * neuron.parameters["threshold"]
+        return out.h - out.s * scalar(neuron.parameters["threshold"])
     return torch.where(out.s != 0, scalar(neuron.parameters["v_reset"]), out.h)
 
 
@@ -317,7 +318,7 @@ def _longest_first(entry: tuple[str, str]) -> int:
 # The exporter sees through the compiled operators of most neurons; these are the others.
 
 
-def _plain_stbif(module: Any, kind: type) -> None:
+def _plain_stbif(module: Any, kind: Any) -> None:
     step = importlib.import_module("spikingjelly._ops.stbif.reference").step
 
     def single(inputs: Sequence[Tensor], states: Sequence[Tensor], **_: object) -> tuple[tuple[Tensor], tuple[Tensor, ...]]:
@@ -325,7 +326,7 @@ def _plain_stbif(module: Any, kind: type) -> None:
         return (out,), tuple(left)
 
     module.single_step_functional_forward = single
-    module.multi_step_functional_forward = super(kind, module).multi_step_functional_forward  # type: ignore[misc]
+    module.multi_step_functional_forward = partial(kind.__base__.multi_step_functional_forward, module)
 
 
 def _plain_activation_aware(module: Any, kind: type) -> None:
@@ -341,7 +342,7 @@ def _plain_masked_psn(module: Any, kind: type) -> None:
         module._lambda_ = blend
 
 
-_PLAIN: dict[str, Callable[[Any, type], None]] = {
+_PLAIN: dict[str, Callable[[Any, Any], None]] = {
     "STBIFNode": _plain_stbif,
     "ActivationAwareIFNode": _plain_activation_aware,
     "MaskedPSN": _plain_masked_psn,
@@ -359,7 +360,7 @@ def without_gpu_backends() -> Iterator[None]:
     CuPy is not installed. A backend that is installed stays as asked for. SpikingJelly may be imported before or within.
     """
     with contextlib.ExitStack() as undo:
-        finder = _AfterImport({name: lambda module, patch=patch: patch(module, undo) for name, patch in _PATCHES.items()})
+        finder = _AfterImport({name: partial(patch, undo) for name, patch in _PATCHES.items()})
         for name, patch in finder.actions.items():
             if name in sys.modules:
                 patch(sys.modules[name])
@@ -368,12 +369,12 @@ def without_gpu_backends() -> Iterator[None]:
         yield
 
 
-def _patch_activation_based(base: ModuleType, undo: contextlib.ExitStack) -> None:
+def _patch_activation_based(undo: contextlib.ExitStack, base: ModuleType) -> None:
     backend = vars(base.MemoryModule).get("backend")
-    if not isinstance(backend, property) or backend.fset is None:
+    if backend is None:
         return  # 2.0.0 chooses by the device
 
-    def fset(module: Any, value: str) -> None:
+    def set_backend(module: Any, value: str) -> None:
         try:
             backend.fset(module, value)
         except ImportError:
@@ -381,10 +382,10 @@ def _patch_activation_based(base: ModuleType, undo: contextlib.ExitStack) -> Non
                 raise
             backend.fset(module, "torch")
 
-    undo.enter_context(mock.patch.object(base.MemoryModule, "backend", property(backend.fget, fset)))
+    undo.enter_context(mock.patch.object(base.MemoryModule, "backend", property(backend.fget, set_backend)))
 
 
-def _patch_clock_driven(neuron: ModuleType, undo: contextlib.ExitStack) -> None:
+def _patch_clock_driven(undo: contextlib.ExitStack, neuron: ModuleType) -> None:
     if neuron.cupy is not None:
         return
     check, setattr_of_base = neuron.check_backend, neuron.BaseNode.__setattr__
