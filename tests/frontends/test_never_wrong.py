@@ -62,7 +62,7 @@ class Remembering(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         charged = self.fc(x) if self.mem is None else 0.5 * self.mem + self.fc(x)
-        s = (charged > 0.2).to(x.dtype)
+        s: Tensor = (charged > 0.2).to(x.dtype)
         self.mem = charged - 0.2 * s
         return s
 
@@ -145,7 +145,7 @@ def test_state_in_containers_and_buffers(container: str) -> None:
             key: Any = 0 if container == "list" else "v"
             before = self.v if container == "buffer in place" else self.states[key]
             charged = 0.5 * before + self.fc(x)
-            s = (charged > 0.2).to(x.dtype)
+            s: Tensor = (charged > 0.2).to(x.dtype)
             if container == "buffer in place":
                 self.v.copy_(charged * (1 - s))
             else:
