@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any, ClassVar
 
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from snngraph import neurons
 from snngraph.errors import CaptureError, NameClashError
@@ -154,7 +155,8 @@ def found_in(model: nn.Module) -> list[Found]:
         if adapter is None:
             continue
         try:
-            result.append(Found(path, module, adapter, adapter.neuron(module)))
+            with unset_fake_temporarily():  # the axes of a model are found on fake tensors, which have no values to read
+                result.append(Found(path, module, adapter, adapter.neuron(module)))
         except NotCanonicalError as reason:
             result.append(Found(path, module, adapter, None, str(reason)))
     return result
@@ -168,15 +170,16 @@ def adapted(model: nn.Module, *, bitwise_only: bool = False) -> Iterator[None]:
         model: the model; its modules' ``forward`` and ``reset`` are replaced, and put back afterwards.
         bitwise_only: leaves the neurons alone whose own arithmetic the canonical form computes in another order.
     """
-    replaced: list[tuple[nn.Module, str]] = []
+    replaced: list[tuple[nn.Module, str, Any]] = []
 
     def put(module: nn.Module, name: str, function: Any) -> None:
+        replaced.append((module, name, module.__dict__.get(name)))
         module.__dict__[name] = function
-        replaced.append((module, name))
 
     try:
         for found in found_in(model):
-            found.adapter.prepare(found.module)
+            with unset_fake_temporarily():
+                found.adapter.prepare(found.module)
             if found.neuron is None or (bitwise_only and not found.adapter.bitwise):
                 continue
             memory: dict[str, Any] = {}
@@ -185,8 +188,10 @@ def adapted(model: nn.Module, *, bitwise_only: bool = False) -> Iterator[None]:
                 put(found.module, "reset", functools.partial(_forget, memory, own))  # a model may reset in its own forward
         yield
     finally:
-        for module, name in replaced:
+        for module, name, own in replaced:
             module.__dict__.pop(name, None)
+            if own is not None:
+                module.__dict__[name] = own
 
 
 def _forget(memory: dict[str, Any], reset: Any, *args: Any, **kwargs: Any) -> None:
