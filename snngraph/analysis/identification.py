@@ -6,8 +6,8 @@ A step function gives the potential ``h_t`` from ``h_{t-1}`` and the inputs. For
 
 so below the threshold it is a line in ``h_{t-1}`` (its slope the decay); above the threshold it is a constant (hard reset), the
 same line lower by a jump (soft reset) or the same line (no reset); and it is a line in every input. What a few points say is
-compared with :func:`snngraph.ops.lif_step_reference` on many: near the threshold on both sides and exactly on it, several thresholds above
-it, far above and far below, inputs of several scales. What does not agree everywhere is not this neuron.
+compared with :func:`snngraph.ops.lif_step_reference` on many: near the threshold on both sides and exactly on it, several
+thresholds above it, far above and far below, inputs of several scales. What does not agree everywhere is not this neuron.
 """
 
 from __future__ import annotations
