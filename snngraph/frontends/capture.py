@@ -35,6 +35,7 @@ from snngraph.frontends.runner import Runner, few, what_it_leaves
 from snngraph.frontends.time_axis import Axes, infer_axes
 from snngraph.graph import Recognition, SpikingGraph, arguments, is_op, module_path, operand, shape_of, source_line
 from snngraph.passes.base import Note
+from snngraph.passes.lift_neurons import RECOGNISED, LiftNeurons
 
 __all__ = ["trace"]
 
@@ -185,7 +186,17 @@ def _recognitions(neurons: Sequence[adapters.Found], notes: Sequence[Note]) -> t
         )
         for found in neurons
     }
-    return tuple(known.values())
+    written = []
+    for note in notes:
+        if note.by != LiftNeurons.name:
+            continue
+        form = note.text.removeprefix(RECOGNISED) if note.kind == "rewrite" else ""
+        module = known.get(note.module)
+        if module is None:
+            written.append(Recognition(note.module or note.source, "neuron", form=form, reason="" if form else note.text))
+        elif form and not module.form:
+            known[note.module] = replace(module, form=form, reason="")
+    return (*known.values(), *written)
 
 
 def _refuse_unread_steps(graph: SpikingGraph) -> None:

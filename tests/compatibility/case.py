@@ -52,7 +52,7 @@ class Row:
     Args:
         found: the canonical form of the first neuron, or `operators`.
         reason: why it is kept as operators.
-        merged: whether the steps became one operator over time.
+        merged: whether the steps of every neuron layer became one operator over time.
         differing, outputs: how many numbers of the engine's outputs differ from the model's own by more than 1e-4, of how many.
         active: share of outputs that are not zero.
     """
@@ -93,7 +93,8 @@ def examine(case: Case) -> Row:
     return Row(
         found=forms[0].form if forms and not kept else "operators",
         reason=kept[0].reason if kept else "",
-        merged=all(len(layer.nodes) == 1 and layer.nodes[0].target is torch.ops.snn.lif.default for layer in graph.neurons),
+        merged=bool(graph.neurons)
+        and all(len(layer.nodes) == 1 and layer.nodes[0].target is torch.ops.snn.lif.default for layer in graph.neurons),
         differing=sum(int(((a - b).abs() > 1e-4).sum()) for a, b in pairs),
         outputs=sum(b.numel() for b in expected),
         active=sum(int((b != 0).sum()) for b in expected) / sum(b.numel() for b in expected),

@@ -24,8 +24,8 @@ _TITLES = {
 }
 _HEAD = """# What is captured
 
-This page is written by `python -m tests.compatibility`, and the tests check every line of it. Each line is a small net of two layers,
-built with the library itself, traced, optimized and run in ONNX Runtime on another input and another batch size than those
+This page is written by `python -m tests.compatibility`, and the tests check every line of it. Each line is a small net of one or
+two layers, built with the library itself, traced, optimized and run in ONNX Runtime on another input and another batch size than
 it was captured on. *As* says what the neuron was recognised as, or why it is kept as ordinary operators; both run. *Steps* says
 whether the T copies of a step became one operator over time; a recurrent net keeps them. *Differs* counts the numbers of the
 engine's outputs (spikes, and membrane potentials where the net returns them) that are not those of the net itself, of all.
