@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any, ClassVar
 
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from snngraph import neurons
 from snngraph.errors import CaptureError, NameClashError
@@ -154,7 +155,9 @@ def found_in(model: nn.Module) -> list[Found]:
         if adapter is None:
             continue
         try:
-            result.append(Found(path, module, adapter, adapter.neuron(module)))
+            with _disable_current_modes():  # parameters are read, also while the model runs on fake tensors
+                neuron = adapter.neuron(module)
+            result.append(Found(path, module, adapter, neuron))
         except NotCanonicalError as reason:
             result.append(Found(path, module, adapter, None, str(reason)))
     return result

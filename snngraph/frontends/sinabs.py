@@ -1,31 +1,114 @@
-"""The neurons of Sinabs."""
+"""The neurons of sinabs (read from 3.1).
+
+Its layers take ``[N, T, ...]``, or ``[N*T, ...]`` in the ``Squeeze`` forms, and keep their state in buffers. ``MembraneReset(r)``
+computes ``v' = where(s, 0, h) + r``: r is added to every neuron at every step, so the operator's state is the potential less r.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from snngraph.frontends.adapters import Adapter
-from snngraph.frontends.canonical import Canonical
+from snngraph.frontends.canonical import Canonical, NotCanonicalError
+from snngraph.frontends.foreign import derives_from, known_class, parameter, state_behind, state_shown
+from snngraph.ops import NeuronOutput
 
 __all__ = ["Sinabs"]
 
+_NEURONS = ("IAF", "IAFSqueeze", "IAFRecurrent", "LIF", "LIFSqueeze", "LIFRecurrent")
+
 
 class Sinabs(Adapter):
-    """The adapter of Sinabs."""
+    """The IAF and LIF of sinabs, plain, squeezed or recurrent; its other layers with state stay as operators."""
 
-    name = "sinabs"
-    distribution = "sinabs"
+    name: ClassVar[str] = "sinabs"
+    distribution: ClassVar[str] = "sinabs"
 
     def matches(self, module: nn.Module) -> bool:
-        """None yet."""
-        return False
+        """Every ``StatefulLayer``."""
+        return derives_from(module, "sinabs", "StatefulLayer")
 
-    def neuron(self, module: nn.Module) -> Canonical:
-        """None yet."""
-        raise NotImplementedError
+    def neuron(self, module: Any) -> Canonical:
+        """``i = alpha_syn*(i + x); h = alpha_mem*v + i``, ``(1 - alpha_mem)*i`` with norm_input; counts or single spikes."""
+        kind = known_class(module, "sinabs")
+        if kind not in _NEURONS:
+            raise NotCanonicalError(f"sinabs' {kind} has dynamics of its own, which the canonical neuron does not express")
+        if module.record_states:
+            raise NotCanonicalError("record_states keeps the state of every step: set it to False")
+        emit = getattr(module.spike_fn, "__name__", None)
+        if emit not in ("MultiSpike", "SingleSpike") or not _is_own(module.spike_fn):
+            raise NotCanonicalError(f"spike_fn {module.spike_fn} is not expressed by the canonical neuron")
+        alpha = module.alpha_mem_calculated
+        parameters: dict[str, Any] = {"decay": parameter(alpha), "threshold": parameter(module.spike_threshold), "fire": ">="}
+        if module.alpha_syn_calculated is not None:
+            parameters["syn_decay"] = parameters["syn_gain"] = parameter(module.alpha_syn_calculated)
+        if module.norm_input:
+            parameters["input_gain"] = parameter(1 - alpha)
+        if emit == "MultiSpike":
+            parameters["emit"] = "count"
+        if module.min_v_mem is not None:
+            parameters["floor"] = parameter(module.min_v_mem)
+        return _with_reset(parameters, module.reset_fn)
 
-    def forward(self, module: nn.Module, neuron: Canonical, memory: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """None yet."""
-        raise NotImplementedError
+    def forward(self, module: Any, neuron: Canonical, memory: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
+        """All steps of ``[N, T, ...]``, or of ``[N*T, ...]`` in a squeezed form; the state goes on from the module's buffers."""
+        (x,) = (*args, *kwargs.values())
+        squeezed = derives_from(module, "sinabs", "SqueezeMixin")
+        if squeezed:
+            x = x.reshape(module.batch_size, module.num_timesteps, *x.shape[1:])
+        x = x.transpose(0, 1)
+        shape = x.shape[1:]
+        found = [b if (b := getattr(module, n, None)) is not None and b.shape == shape else None for n in ("v_mem", "i_syn")]
+        state = state_behind(neuron, memory, *found)
+        if hasattr(module, "rec_connect"):
+            out, s = _recurrent(module, neuron, x, state)
+        else:
+            out = neuron.sequence(x, state)
+            s = out.s
+        module.v_mem, current = state_shown(neuron, out, memory)
+        if neuron.has_synapse:
+            module.i_syn = current
+        s = s.transpose(0, 1)
+        return s.flatten(0, 1) if squeezed else s
+
+    def reset(self, module: Any) -> None:
+        """The library's own reset keeps the batch size of the last call in zeros; those are forgotten, too."""
+        module.reset_states()
+        if _is_own(type(module).reset_states):
+            for name, buffer in module.named_buffers(recurse=False):
+                setattr(module, name, buffer.new_zeros(0))
+
+
+def _recurrent(module: Any, neuron: Canonical, x: Tensor, state: dict[str, Any]) -> tuple[NeuronOutput, Tensor]:
+    """Step by step, each with what the connection makes of the spikes before; the last step's output, and all spikes."""
+    spikes: list[Tensor] = []
+    for frame in x.unbind(0):
+        if spikes:
+            frame = frame + module.rec_connect(spikes[-1]).reshape(frame.shape)
+        out = neuron.step(frame, state)
+        spikes.append(out.s)
+    return out, torch.stack(spikes)
+
+
+def _with_reset(parameters: dict[str, Any], reset: Any) -> Canonical:
+    kind = type(reset).__name__ if _is_own(type(reset)) else ""
+    if kind == "MembraneSubtract":
+        amount = {} if reset.subtract_value is None else {"reset_amount": reset.subtract_value}
+        return Canonical({**parameters, "reset": "soft", **amount})
+    if kind != "MembraneReset":
+        raise NotCanonicalError(f"reset_fn {reset} is not expressed by the canonical neuron")
+    parameters["v_reset"] = 0.0
+    shift = reset.reset_value
+    if not shift:
+        return Canonical(parameters)
+    parameters["bias"] = parameters["decay"] * shift
+    if "floor" in parameters:
+        parameters["floor"] = parameters["floor"] - shift
+    return Canonical(parameters, v_shift=shift)
+
+
+def _is_own(thing: Any) -> bool:
+    return bool(thing.__module__.partition(".")[0] == "sinabs")
