@@ -7,6 +7,8 @@ the connection stays in the graph, the cell is one neuron.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -98,6 +100,18 @@ class SnnTorch(Adapter):
             for name in module._non_persistent_buffers_set:
                 if isinstance(value := getattr(module, name), Tensor):
                     setattr(module, name, value.new_zeros(0))
+
+    @contextlib.contextmanager
+    def isolated(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        """Its classes list every instance ever made, and ``utils.reset``, which a model may call, writes to all of them."""
+        lists = {c: c.__dict__["instances"] for m in modules for c in type(m).__mro__ if "instances" in c.__dict__}
+        for owner, everyone in lists.items():
+            owner.instances = [m for m in everyone if any(m is own for own in modules)]
+        try:
+            yield
+        finally:
+            for owner, everyone in lists.items():
+                owner.instances = everyone
 
 
 def _reset(module: Any, kind: str) -> dict[str, Any]:
