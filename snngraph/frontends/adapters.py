@@ -175,26 +175,31 @@ def adapted(model: nn.Module, *, bitwise_only: bool = False) -> Iterator[None]:
         model: the model; its modules' ``forward`` and ``reset`` are replaced, and put back afterwards.
         bitwise_only: leaves the neurons alone whose own arithmetic the canonical form computes in another order.
     """
-    replaced: list[tuple[nn.Module, str]] = []
+    replaced: list[tuple[nn.Module, str, Any]] = []
     neurons_found = found_in(model)
 
     def put(module: nn.Module, name: str, function: Any) -> None:
+        replaced.append((module, name, module.__dict__.get(name)))
         module.__dict__[name] = function
-        replaced.append((module, name))
 
-    with contextlib.ExitStack() as stack:
-        stack.callback(lambda: [module.__dict__.pop(name, None) for module, name in replaced])
-        for adapter in dict.fromkeys(f.adapter for f in neurons_found):
-            stack.enter_context(adapter.isolated([f.module for f in neurons_found if f.adapter is adapter]))
-        for found in neurons_found:
-            found.adapter.prepare(found.module)
-            if found.neuron is None or (bitwise_only and not found.adapter.bitwise):
-                continue
-            memory: dict[str, Any] = {}
-            put(found.module, "forward", functools.partial(found.adapter.forward, found.module, found.neuron, memory))
-            if callable(own := getattr(found.module, "reset", None)):
-                put(found.module, "reset", functools.partial(_forget, memory, own))  # a model may reset in its own forward
-        yield
+    try:
+        with contextlib.ExitStack() as stack:
+            for adapter in dict.fromkeys(f.adapter for f in neurons_found):
+                stack.enter_context(adapter.isolated([f.module for f in neurons_found if f.adapter is adapter]))
+            for found in neurons_found:
+                found.adapter.prepare(found.module)
+                if found.neuron is None or (bitwise_only and not found.adapter.bitwise):
+                    continue
+                memory: dict[str, Any] = {}
+                put(found.module, "forward", functools.partial(found.adapter.forward, found.module, found.neuron, memory))
+                if callable(own := getattr(found.module, "reset", None)):
+                    put(found.module, "reset", functools.partial(_forget, memory, own))  # a model may reset in its own forward
+            yield
+    finally:
+        for module, name, own in replaced:
+            module.__dict__.pop(name, None)
+            if own is not None:
+                module.__dict__[name] = own
 
 
 def _forget(memory: dict[str, Any], reset: Any, *args: Any, **kwargs: Any) -> None:
