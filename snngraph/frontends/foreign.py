@@ -15,7 +15,7 @@ from snngraph import ops
 from snngraph.frontends.canonical import Canonical, NotCanonicalError, Number, wide
 from snngraph.ops import NeuronOutput
 
-__all__ = ["derives_from", "known_class", "library_class", "parameter", "state_behind", "state_shown"]
+__all__ = ["derives_from", "is_per_channel", "known_class", "library_class", "parameter", "state_behind", "state_shown"]
 
 _DYNAMIC = frozenset(("__call__", "__getattr__", "__getattribute__", "__setattr__"))
 
@@ -57,6 +57,15 @@ def parameter(value: Number) -> Tensor:
     """A neuron's parameter as a constant: whole numbers become floating, 0-d tensors float64 (see :func:`wide`)."""
     tensor = wide(value)
     return tensor if tensor.is_floating_point() else tensor.float()
+
+
+def is_per_channel(neuron: Canonical) -> bool:
+    """Whether a parameter is no single number.
+
+    Tensors of numbers have the type of the input, so what is computed of them is rounded, unless the graph itself computes it:
+    then it follows the graph to float64.
+    """
+    return any(isinstance(p, Tensor) and p.dim() > 0 for p in neuron.parameters.values())
 
 
 def state_behind(neuron: Canonical, memory: dict[Any, Any], v: Any = None, i: Any = None) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from snngraph.frontends.adapters import Adapter
 from snngraph.frontends.canonical import Canonical, NotCanonicalError
-from snngraph.frontends.foreign import derives_from, known_class, parameter, state_behind, state_shown
+from snngraph.frontends.foreign import derives_from, is_per_channel, known_class, parameter, state_behind, state_shown
 
 __all__ = ["Norse"]
 
@@ -54,27 +54,18 @@ class Norse(Adapter):
             raise NotCanonicalError(f"state_fallback {module.state_fallback} is not the module's own initial state")
         if p.method == "adjoint":
             raise NotCanonicalError("method 'adjoint' is not expressed by the canonical neuron")
-        levels: dict[str, Any] = {"threshold": parameter(p.v_th), "fire": ">", "v_reset": parameter(p.v_reset)}
-        if kind.startswith("IAF"):
-            return Canonical(levels, v_rest=parameter(p.v_reset))
-        rate, leak = parameter(module.dt * p.tau_mem_inv), parameter(p.v_leak)
-        charge = {**levels, "decay": 1.0 - rate, "input_gain": rate, "bias": rate * leak}
         if kind == "LIFBoxCell":
-            if getattr(p.reset_method, "__name__", "") == "reset_subtract":
-                del charge["v_reset"]
-                charge["reset"] = "soft"
-            _require_own(p.reset_method, "reset_subtract" if "reset" in charge else "reset_value")
-            return Canonical(charge, v_rest=leak)
-        syn_decay = 1.0 - parameter(module.dt * p.tau_syn_inv)
-        if not bool((syn_decay != 0).all()):
+            _require_own(p.reset_method, "reset_subtract" if _subtracts(p) else "reset_value")
+        neuron = _canonical(module)
+        if neuron.has_synapse and not bool((neuron.i_scale != 0).all()):
             raise NotCanonicalError("a synapse that forgets within one step: leave it out, LIFBox is the same neuron")
-        return Canonical({**charge, "syn_decay": syn_decay}, v_rest=leak, i_scale=syn_decay)
+        return neuron
 
     def forward(self, module: Any, neuron: Canonical, memory: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
         """A cell's ``module(x, state)``, or over a sequence ``[T, N, ...]``; returns spikes and the new state."""
         call = dict(zip(("input_tensor", "state"), args, strict=False)) | kwargs
         x, state = call["input_tensor"], call.get("state")
-        step = _Step(module, neuron, memory)
+        step = _Step(module, _canonical(module) if is_per_channel(neuron) else neuron, memory)
         if not derives_from(module, "norse", "SNN", "SNNRecurrent"):
             return step(x, state)
         if not step.recurrent and not module.record_states:
@@ -85,6 +76,24 @@ class Norse(Adapter):
             spikes.append(s)
             states.append(state)
         return torch.stack(spikes), _stacked(states) if module.record_states else state
+
+
+def _canonical(module: Any) -> Canonical:
+    p = module.p
+    levels: dict[str, Any] = {"threshold": parameter(p.v_th), "fire": ">"}
+    levels |= {"reset": "soft"} if _subtracts(p) else {"v_reset": parameter(p.v_reset)}
+    if not hasattr(p, "tau_mem_inv"):
+        return Canonical(levels, v_rest=parameter(p.v_reset))
+    rate, leak = parameter(module.dt) * parameter(p.tau_mem_inv), parameter(p.v_leak)
+    charge = {**levels, "decay": 1.0 - rate, "input_gain": rate, "bias": rate * leak}
+    if not hasattr(p, "tau_syn_inv"):
+        return Canonical(charge, v_rest=leak)
+    syn_decay = 1.0 - parameter(module.dt) * parameter(p.tau_syn_inv)
+    return Canonical({**charge, "syn_decay": syn_decay}, v_rest=leak, i_scale=syn_decay)
+
+
+def _subtracts(p: Any) -> bool:
+    return getattr(getattr(p, "reset_method", None), "__name__", "") == "reset_subtract"
 
 
 class _Step:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from snngraph.frontends.adapters import Adapter
 from snngraph.frontends.canonical import Canonical, NotCanonicalError
-from snngraph.frontends.foreign import derives_from, known_class, parameter, state_behind, state_shown
+from snngraph.frontends.foreign import derives_from, is_per_channel, known_class, parameter, state_behind, state_shown
 from snngraph.ops import NeuronOutput
 
 __all__ = ["Sinabs"]
@@ -36,22 +36,13 @@ class Sinabs(Adapter):
         kind = known_class(module, "sinabs")
         if kind not in _NEURONS:
             raise NotCanonicalError(f"sinabs' {kind} has dynamics of its own, which the canonical neuron does not express")
-        if module.record_states:
-            raise NotCanonicalError("record_states keeps the state of every step: set it to False")
         emit = getattr(module.spike_fn, "__name__", None)
         if emit not in ("MultiSpike", "SingleSpike") or not _is_own(module.spike_fn):
             raise NotCanonicalError(f"spike_fn {module.spike_fn} is not expressed by the canonical neuron")
-        alpha = module.alpha_mem_calculated
-        parameters: dict[str, Any] = {"decay": parameter(alpha), "threshold": parameter(module.spike_threshold), "fire": ">="}
-        if module.alpha_syn_calculated is not None:
-            parameters["syn_decay"] = parameters["syn_gain"] = parameter(module.alpha_syn_calculated)
-        if module.norm_input:
-            parameters["input_gain"] = parameter(1 - alpha)
-        if emit == "MultiSpike":
-            parameters["emit"] = "count"
-        if module.min_v_mem is not None:
-            parameters["floor"] = parameter(module.min_v_mem)
-        return _with_reset(parameters, module.reset_fn)
+        reset = type(module.reset_fn)
+        if reset.__name__ not in ("MembraneReset", "MembraneSubtract") or not _is_own(reset):
+            raise NotCanonicalError(f"reset_fn {module.reset_fn} is not expressed by the canonical neuron")
+        return _canonical(module)
 
     def forward(self, module: Any, neuron: Canonical, memory: dict[Any, Any], *args: Any, **kwargs: Any) -> Any:
         """All steps of ``[N, T, ...]``, or of ``[N*T, ...]`` in a squeezed form; the state goes on from the module's buffers."""
@@ -59,12 +50,17 @@ class Sinabs(Adapter):
         squeezed = derives_from(module, "sinabs", "SqueezeMixin")
         if squeezed:
             x = x.reshape(module.batch_size, module.num_timesteps, *x.shape[1:])
+        if is_per_channel(neuron):
+            neuron = _canonical(module)
         x = x.transpose(0, 1)
         shape = x.shape[1:]
         found = [b if (b := getattr(module, n, None)) is not None and b.shape == shape else None for n in ("v_mem", "i_syn")]
         state = state_behind(neuron, memory, *found)
         if hasattr(module, "rec_connect"):
             out, s = _recurrent(module, neuron, x, state)
+        elif len(x) == 1:  # a loop over single steps is one chain
+            out = neuron.step(x[0], state)
+            s = out.s.unsqueeze(0)
         else:
             out = neuron.sequence(x, state)
             s = out.s
@@ -93,21 +89,40 @@ def _recurrent(module: Any, neuron: Canonical, x: Tensor, state: dict[str, Any])
     return out, torch.stack(spikes)
 
 
-def _with_reset(parameters: dict[str, Any], reset: Any) -> Canonical:
-    kind = type(reset).__name__ if _is_own(type(reset)) else ""
-    if kind == "MembraneSubtract":
-        amount = {} if reset.subtract_value is None else {"reset_amount": reset.subtract_value}
-        return Canonical({**parameters, "reset": "soft", **amount})
-    if kind != "MembraneReset":
-        raise NotCanonicalError(f"reset_fn {reset} is not expressed by the canonical neuron")
+def _canonical(module: Any) -> Canonical:
+    alpha, alpha_syn = _decay(module, "mem"), _decay(module, "syn")
+    parameters: dict[str, Any] = {
+        "decay": 1.0 if alpha is None else alpha,  # IAF
+        "threshold": parameter(module.spike_threshold),
+        "fire": ">=",
+        "emit": "count" if module.spike_fn.__name__ == "MultiSpike" else "spike",
+    }
+    if alpha_syn is not None:
+        parameters["syn_decay"] = parameters["syn_gain"] = alpha_syn
+    if module.norm_input:
+        parameters["input_gain"] = 1.0 - parameters["decay"]
+    if module.min_v_mem is not None:
+        parameters["floor"] = parameter(module.min_v_mem)
+    if type(module.reset_fn).__name__ == "MembraneSubtract":
+        amount = module.reset_fn.subtract_value
+        return Canonical({**parameters, "reset": "soft", **({} if amount is None else {"reset_amount": parameter(amount)})})
     parameters["v_reset"] = 0.0
-    shift = reset.reset_value
+    shift = module.reset_fn.reset_value
     if not shift:
         return Canonical(parameters)
     parameters["bias"] = parameters["decay"] * shift
     if "floor" in parameters:
         parameters["floor"] = parameters["floor"] - shift
     return Canonical(parameters, v_shift=shift)
+
+
+def _decay(module: Any, name: str) -> Tensor | None:
+    """The factor of ``name`` per step: trained itself, or ``exp(-1/tau)``."""
+    if module.train_alphas:
+        alpha = getattr(module, f"alpha_{name}")
+        return None if alpha is None else parameter(alpha)
+    tau = getattr(module, f"tau_{name}")
+    return None if tau is None else torch.exp(-1.0 / parameter(tau))
 
 
 def _is_own(thing: Any) -> bool:

@@ -65,10 +65,11 @@ def test_lif(v_reset: float, v_leak: float, kind: Kind) -> None:
     assert_same_neuron(canonical, lambda x: drive(cell, x), calibrated(canonical, kind), ties=kind == "quantised")
 
 
-def test_lif_of_a_float32_model_fed_float64() -> None:
-    values = (200.0, 310.0, 0.1, 0.7, 0.05)
-    cell = norse.LIFCell(norse.LIFParameters(*(parameter(value, torch.float32) for value in values)), dt=0.001)
-    canonical = ADAPTER.neuron(cell)
+def test_parameters_of_a_float32_model_are_combined_in_float64() -> None:
+    """As in a captured graph that runs in float64: 1 - dt/tau of the float32 values, rounded once, at the very end."""
+    values = [parameter(value, torch.float32) for value in (200.0, 310.0, 0.1, 0.7, 0.05)]
+    canonical = ADAPTER.neuron(norse.LIFCell(norse.LIFParameters(*values), dt=0.001))
+    cell = norse.LIFCell(norse.LIFParameters(*(value.double() for value in values)), dt=0.001)
     assert_same_neuron(canonical, lambda x: drive(cell, x), calibrated(canonical, "random"))
 
 

@@ -80,11 +80,12 @@ def test_lif_ties(norm_input: bool, spike: str, reset: str, amount: float | None
 
 @SPIKES
 @pytest.mark.parametrize("norm_input", [True, False])
-def test_lif_in_float32_is_bitwise(norm_input: bool, spike: str) -> None:
+def test_lif_in_float32(norm_input: bool, spike: str) -> None:
+    """Bit for bit without norm_input; 1 - alpha is taken in float64, of which sinabs takes the difference of float32 numbers."""
     layer = layers.LIF(5.0, norm_input=norm_input, **options(spike, "MembraneSubtract", None))
     canonical = ADAPTER.neuron(layer)
     x = calibrated(canonical, "random", torch.float32)
-    assert_same_neuron(canonical, lambda x: drive(layer, x), x, tolerance=0.0)
+    assert_same_neuron(canonical, lambda x: drive(layer, x), x, tolerance=1e-6 if norm_input else 0.0)
 
 
 def test_lif_per_neuron() -> None:
