@@ -52,22 +52,12 @@ class Sinabs(Adapter):
             x = x.reshape(module.batch_size, module.num_timesteps, *x.shape[1:])
         if is_per_channel(neuron):
             neuron = _canonical(module)
-        x = x.transpose(0, 1)
-        shape = x.shape[1:]
+        shape = (x.shape[0], *x.shape[2:])
         found = [b if (b := getattr(module, n, None)) is not None and b.shape == shape else None for n in ("v_mem", "i_syn")]
-        state = state_behind(neuron, memory, *found)
-        if hasattr(module, "rec_connect"):
-            out, s = _recurrent(module, neuron, x, state)
-        elif len(x) == 1:  # a loop over single steps is one chain
-            out = neuron.step(x[0], state)
-            s = out.s.unsqueeze(0)
-        else:
-            out = neuron.sequence(x, state)
-            s = out.s
+        out, s = _run(module, neuron, x, state_behind(neuron, memory, *found))
         module.v_mem, current = state_shown(neuron, out, memory)
         if neuron.has_synapse:
             module.i_syn = current
-        s = s.transpose(0, 1)
         return s.flatten(0, 1) if squeezed else s
 
     def reset(self, module: Any) -> None:
@@ -78,15 +68,19 @@ class Sinabs(Adapter):
                 setattr(module, name, buffer.new_zeros(0))
 
 
-def _recurrent(module: Any, neuron: Canonical, x: Tensor, state: dict[str, Any]) -> tuple[NeuronOutput, Tensor]:
-    """Step by step, each with what the connection makes of the spikes before; the last step's output, and all spikes."""
+def _run(module: Any, neuron: Canonical, x: Tensor, state: dict[str, Any]) -> tuple[NeuronOutput, Tensor]:
+    """The operator's last outputs and all spikes ``[N, T, ...]``; a recurrent connection adds what it makes of those before."""
+    connection = getattr(module, "rec_connect", None)
+    if connection is None and x.shape[1] > 1:
+        out = neuron.sequence(x.transpose(0, 1), state)
+        return out, out.s.transpose(0, 1)
     spikes: list[Tensor] = []
-    for frame in x.unbind(0):
+    for frame in x.unbind(1):
         if spikes:
-            frame = frame + module.rec_connect(spikes[-1]).reshape(frame.shape)
+            frame = frame + connection(spikes[-1]).reshape(frame.shape)
         out = neuron.step(frame, state)
         spikes.append(out.s)
-    return out, torch.stack(spikes)
+    return out, torch.stack(spikes, 1)
 
 
 def _canonical(module: Any) -> Canonical:
