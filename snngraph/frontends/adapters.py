@@ -20,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any, ClassVar
 
 from torch import nn
-from torch.utils._python_dispatch import _disable_current_modes
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from snngraph import neurons
 from snngraph.errors import CaptureError, NameClashError
@@ -159,9 +159,8 @@ def found_in(model: nn.Module) -> list[Found]:
         if adapter is None:
             continue
         try:
-            with _disable_current_modes():  # parameters are read, also while the model runs on fake tensors
-                neuron = adapter.neuron(module)
-            result.append(Found(path, module, adapter, neuron))
+            with unset_fake_temporarily():  # the axes of a model are found on fake tensors, which have no values to read
+                result.append(Found(path, module, adapter, adapter.neuron(module)))
         except NotCanonicalError as reason:
             result.append(Found(path, module, adapter, None, str(reason)))
     return result
@@ -187,7 +186,8 @@ def adapted(model: nn.Module, *, bitwise_only: bool = False) -> Iterator[None]:
             for adapter in dict.fromkeys(f.adapter for f in neurons_found):
                 stack.enter_context(adapter.isolated([f.module for f in neurons_found if f.adapter is adapter]))
             for found in neurons_found:
-                found.adapter.prepare(found.module)
+                with unset_fake_temporarily():
+                    found.adapter.prepare(found.module)
                 if found.neuron is None or (bitwise_only and not found.adapter.bitwise):
                     continue
                 memory: dict[str, Any] = {}

@@ -6,6 +6,7 @@ library's own class; as soon as somebody's subclass, or the instance, replaces a
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -34,19 +35,21 @@ def known_class(module: nn.Module, package: str) -> str:
     """The name of :func:`library_class`, which says what ``module`` computes.
 
     Raises:
-        NotCanonicalError: a class derived from it, or the instance, replaces something of it.
+        NotCanonicalError: a class derived from it, the instance, or somebody's patch replaces something of it.
     """
     own = library_class(module, package)
     derived = type(module).__mro__[: type(module).__mro__.index(own)]
     names = {name for c in derived for name in vars(c) if not _is_plumbing(name) and hasattr(own, name)}
     names |= {name for name in vars(module) if callable(getattr(own, name, None))}
+    functions = [(name, f) for c in own.__mro__ if _is_of(c, package) for name, f in vars(c).items()]
+    names |= {name for name, f in functions if isinstance(f, FunctionType) and not _is_of(f, package)}
     if names:
         raise NotCanonicalError(f"{type(module).__name__} replaces {', '.join(sorted(names))} of {own.__name__}")
     return own.__name__
 
 
-def _is_of(cls: type, package: str) -> bool:
-    return cls.__module__.partition(".")[0] == package
+def _is_of(thing: type | FunctionType, package: str) -> bool:
+    return thing.__module__.partition(".")[0] == package
 
 
 def _is_plumbing(name: str) -> bool:

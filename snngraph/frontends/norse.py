@@ -57,7 +57,7 @@ class Norse(Adapter):
         if kind == "LIFBoxCell":
             _require_own(p.reset_method, "reset_subtract" if _subtracts(p) else "reset_value")
         neuron = _canonical(module)
-        if neuron.has_synapse and not bool((neuron.i_scale != 0).all()):
+        if neuron.has_synapse and not bool((torch.as_tensor(neuron.i_scale) != 0).all()):
             raise NotCanonicalError("a synapse that forgets within one step: leave it out, LIFBox is the same neuron")
         return neuron
 

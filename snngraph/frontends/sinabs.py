@@ -70,7 +70,7 @@ class Sinabs(Adapter):
 
 def _run(module: Any, neuron: Canonical, x: Tensor, state: dict[str, Any]) -> tuple[NeuronOutput, Tensor]:
     """The operator's last outputs and all spikes ``[N, T, ...]``; a recurrent connection adds what it makes of those before."""
-    connection = getattr(module, "rec_connect", None)
+    connection: Any = getattr(module, "rec_connect", None)
     if connection is None and x.shape[1] > 1:
         out = neuron.sequence(x.transpose(0, 1), state)
         return out, out.s.transpose(0, 1)

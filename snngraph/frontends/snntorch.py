@@ -104,7 +104,9 @@ class SnnTorch(Adapter):
     @contextlib.contextmanager
     def isolated(self, modules: Sequence[nn.Module]) -> Iterator[None]:
         """Its classes list every instance ever made, and ``utils.reset``, which a model may call, writes to all of them."""
-        lists = {c: c.__dict__["instances"] for m in modules for c in type(m).__mro__ if "instances" in c.__dict__}
+        lists: dict[Any, Any] = {
+            c: c.__dict__["instances"] for m in modules for c in type(m).__mro__ if "instances" in c.__dict__
+        }
         for owner, everyone in lists.items():
             owner.instances = [m for m in everyone if any(m is own for own in modules)]
         try:
