@@ -80,7 +80,7 @@ def _run(module: Any, neuron: Canonical, x: Tensor, state: dict[str, Any]) -> tu
             frame = frame + connection(spikes[-1]).reshape(frame.shape)
         out = neuron.step(frame, state)
         spikes.append(out.s)
-    return out, torch.stack(spikes, 1)
+    return out, torch.stack(spikes, 1) if len(spikes) > 1 else spikes[0].unsqueeze(1)
 
 
 def _canonical(module: Any) -> Canonical:
