@@ -19,8 +19,9 @@ from snngraph.frontends import adapters
 
 __all__ = ["Snapshot", "fresh_state", "reset_state", "tensors_in", "unchanged"]
 
-# What PyTorch keeps for itself, and what a capture puts there: not the model's state.
-_PLUMBING = frozenset(("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "forward", "reset"))
+# What PyTorch keeps for itself, and the functions that a capture puts there: not the model's state.
+_PLUMBING = frozenset(("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"))
+_REPLACED = frozenset(("forward", "reset"))  # as functions: a library may keep a tensor by such a name
 
 
 class Snapshot:
@@ -43,7 +44,7 @@ class Snapshot:
                     else:
                         tensor.data = value.clone()
         for (_, module, (_, parameters, buffers)), copies in zip(self._kept, self._copies, strict=True):
-            own = {k: v for k, v in module.__dict__.items() if k in _PLUMBING}
+            own = {k: v for k, v in module.__dict__.items() if _is_plumbing(k, v)}
             module.__dict__.clear()
             module.__dict__.update({k: _copy(v) for k, v in copies.items()})
             module.__dict__.update(own)
@@ -83,8 +84,12 @@ class Snapshot:
 
 
 def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    own = {k: v for k, v in module.__dict__.items() if k not in _PLUMBING}
+    own = {k: v for k, v in module.__dict__.items() if not _is_plumbing(k, v)}
     return own, dict(module._parameters), dict(module._buffers)
+
+
+def _is_plumbing(name: str, value: Any) -> bool:
+    return name in _PLUMBING or (name in _REPLACED and callable(value))
 
 
 def _flat(attributes: tuple[dict[str, Any], ...]) -> dict[str, Any]:
@@ -144,4 +149,5 @@ def fresh_state(model: nn.Module) -> Iterator[bool]:
 
 
 def _holds_something(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.numel() > 0
+    """Zeros are what a library's own reset leaves, of the shape of the last call."""
+    return isinstance(value, Tensor) and bool(value.any())
