@@ -185,7 +185,11 @@ def _values(node: Node, where: str) -> dict[str, Array]:
     """The arrays of a node with time in it."""
     names = {
         **dict.fromkeys(SPIKING, ("r", "v_threshold", "v_reset")),
-        "I": ("r",), "LI": ("r", "v_leak"), "CubaLI": ("r", "v_leak"), "Threshold": ("threshold",), "Delay": ("delay",),
+        "I": ("r",),
+        "LI": ("r", "v_leak"),
+        "CubaLI": ("r", "v_leak"),
+        "Threshold": ("threshold",),
+        "Delay": ("delay",),
     }.get(node.kind, ())
     names += ("v_leak",) if node.kind in SPIKING and node.kind in LEAKY else ()
     if node.kind in LEAKY:
