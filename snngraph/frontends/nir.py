@@ -61,6 +61,7 @@ def from_nir(
     synapse_input: str | None = None,
     floor: float | None = None,
     late_edges: Iterable[tuple[str, str]] | None = None,
+    extra_dims: int = 0,
 ) -> SpikingGraph:
     """Reads a NIR file as a graph over ``time_steps`` steps. Its inputs are ``[T, N, *shape]``, time first.
 
@@ -86,6 +87,8 @@ def from_nir(
         floor: a lower bound of the potential of spiking neurons; NIR has none.
         late_edges: the edges ``(source, target)`` that are read one step late, where a cycle can be entered at several places.
             Otherwise it is the edge that closes a loop. Before the first step every neuron is silent.
+        extra_dims: how many leading dimensions of the file's input and output shapes are no part of a sample. Writers that trace
+            a net with an example leave its batch or time there.
 
     Returns:
         The graph, in float64, canonical. Neurons are named as the file's nodes, ``outer.inner`` in nested graphs.
@@ -107,7 +110,7 @@ def from_nir(
         if not _is_count(value):
             raise NirDiscretisationError(f"{name}={value!r}: expected a positive integer")
     network = notes.in_order(network, title)
-    parts = _parts(network, given, notes, title)
+    parts = _parts(network, given, notes, title, extra_dims)
     stated = notes.late if late_edges is None else tuple((str(a), str(b)) for a, b in late_edges)
     late = edges_read_late(network, lambda node: parts[node.name].breaks, stated, title)
     path = os.fspath(source) if isinstance(source, str | os.PathLike) else ""
@@ -152,7 +155,7 @@ class _Notes:
         return replace(network, inputs=self.inputs, outputs=self.outputs)
 
 
-def _parts(network: Network, given: Discretisation, notes: _Notes, title: str) -> dict[str, Part]:
+def _parts(network: Network, given: Discretisation, notes: _Notes, title: str, extra_dims: int) -> dict[str, Part]:
     """Every node, read and discretised.
 
     Raises:
@@ -174,7 +177,13 @@ def _parts(network: Network, given: Discretisation, notes: _Notes, title: str) -
     if missing:
         wanted = "; ".join(f"{name}: {text} (for {missing[name]!r})" for name, text in _MEANING.items() if name in missing)
         raise NirDiscretisationError(f"{title} leaves open how time is discretised. Give {wanted}. See docs/nir.md")
-    return {name: _part(node, values[name], given, f"{title}: {name!r}: ") for name, node in network.nodes.items()}
+    parts = {name: _part(node, values[name], given, f"{title}: {name!r}: ") for name, node in network.nodes.items()}
+    for name in (*network.inputs, *network.outputs) if extra_dims else ():
+        shape = parts[name].shape or ()
+        if not 0 <= extra_dims <= len(shape):
+            raise NirGraphError(f"{title}: extra_dims={extra_dims}, but {name!r} has the shape {list(shape)}")
+        parts[name] = replace(parts[name], shape=shape[extra_dims:])
+    return parts
 
 
 def _delays(network: Network) -> list[str]:

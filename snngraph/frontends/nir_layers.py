@@ -99,13 +99,14 @@ def _windows(node: Any, rank: int, kernel: torch.Size, where: str) -> dict[str, 
     found: dict[str, Any] = {name: _integers(getattr(node, name), rank, f"{where}{name}") for name in ("stride", "dilation")}
     found["groups"] = _integers(node.groups, 1, f"{where}groups")[0]
     padding = node.padding.decode() if isinstance(node.padding, bytes) else node.padding
-    if padding == "valid":
-        padding = 0
-    if padding == "same":
+    if isinstance(padding, str) and padding not in ("valid", "same"):
+        raise NirGraphError(f"{where}padding={padding!r}: expected 'valid', 'same' or integers")
+    if isinstance(padding, str) and padding == "same":
         if set(found["stride"]) != {1}:
             raise NirGraphError(f"{where}padding 'same' has no meaning with a stride of {found['stride']}")
         total = [d * (k - 1) for d, k in zip(found["dilation"], kernel, strict=True)]
         return {**found, "padding": [n // 2 for n in total], "more": [n % 2 for n in total]}
+    padding = 0 if isinstance(padding, str) else padding
     return {**found, "padding": _integers(padding, rank, f"{where}padding"), "more": [0] * rank}
 
 
