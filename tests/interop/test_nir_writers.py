@@ -51,7 +51,9 @@ def assert_reads_as(source: Any, expected: Tensor, x: Tensor, **arguments: Any) 
     assert 0.02 <= rate <= 0.7, f"the net fires in {rate:.1%} of its steps"
     flips = int((found != expected).sum())
     assert flips == 0, f"{flips} of {found.numel()} spikes differ"
-    back = snngraph.to_nir(graph, dt=arguments["dt"], allow=("soft reset", "delayed reset", "counts")) if _exports(graph) else None
+    back = (
+        snngraph.to_nir(graph, dt=arguments["dt"], allow=("soft reset", "delayed reset", "counts")) if _exports(graph) else None
+    )
     if back is not None:
         assert torch.equal(snngraph.from_nir(back)(x.double()), found)
 
@@ -62,7 +64,7 @@ def _exports(graph: Any) -> bool:
 
 # -- snnTorch: dt 1e-4, whatever the net's own; per-neuron beta and threshold, as its exporter fails on numbers ----------------
 
-SNNTORCH = {"dt": 1e-4, "integrator": "euler", "fire": ">"}
+SNNTORCH: dict[str, Any] = {"dt": 1e-4, "integrator": "euler", "fire": ">"}
 LEAKY = {
     "subtract": {"reset": "soft", "delay": "with"},
     "zero": {"reset": "hard", "delay": "before"},
@@ -73,15 +75,12 @@ LEAKY = {
 SYNAPTIC = {**LEAKY, "zero": {"reset": "hard", "delay": "with"}}
 
 
-def snntorch_neuron(kind: str, reset: str, shape: tuple[int, ...], **options: Any) -> nn.Module:
+def snntorch_neuron(kind: str, reset: str, shape: tuple[int, ...], **options: Any) -> Any:
     snn = pytest.importorskip("snntorch", reason="snnTorch is not installed")
     kept = {"beta": torch.full(shape, 0.9), "threshold": torch.full(shape, 1.0), "init_hidden": True, **options}
     if kind in ("Synaptic", "RSynaptic"):
         kept["alpha"] = torch.full(shape, 0.7)
-    neuron: nn.Module = getattr(snn, kind)(
-        **kept, reset_mechanism=reset.removesuffix(" at once"), reset_delay=not reset.endswith("at once")
-    )
-    return neuron
+    return getattr(snn, kind)(**kept, reset_mechanism=reset.removesuffix(" at once"), reset_delay=not reset.endswith("at once"))
 
 
 def snntorch_graph(net: nn.Module, *shape: int) -> Any:
@@ -145,7 +144,7 @@ def test_snntorch_default_read_as_nir_says_differs() -> None:
 
 # -- Norse: dt is that of the cells times that of to_nir, 1e-6 by default ------------------------------------------------------
 
-NORSE = {"integrator": "euler", "fire": ">", "reset": "hard"}
+NORSE: dict[str, Any] = {"integrator": "euler", "fire": ">", "reset": "hard"}
 
 
 def norse_cells() -> Any:
@@ -215,20 +214,20 @@ def test_norse_leaky_integrator() -> None:
 
 # -- sinabs: steps of 1; the time axis stays in the input's shape, unless the layers squeeze it --------------------------------
 
-SINABS = {"dt": 1.0, "integrator": "exponential", "fire": ">="}
+SINABS: dict[str, Any] = {"dt": 1.0, "integrator": "exponential", "fire": ">="}
 
 
 def sinabs_layers() -> Any:
     return pytest.importorskip("sinabs.layers", reason="sinabs is not installed")
 
 
-def sinabs_graph(net: nn.Module, x: Tensor) -> Any:
+def sinabs_graph(net: nn.Sequential, x: Tensor) -> Any:
     from sinabs.nir import to_nir
 
     graph = to_nir(net, x)
     for layer in net:
-        if hasattr(layer, "reset_states"):
-            layer.reset_states()
+        reset: Any = getattr(layer, "reset_states", lambda: None)
+        reset()
     return graph
 
 
@@ -279,7 +278,7 @@ def test_sinabs_squeezed_convolution() -> None:
 
 # -- SpikingJelly: dt 1e-4, as its exporter was told ---------------------------------------------------------------------------
 
-SPIKINGJELLY = {"dt": 1e-4, "integrator": "euler", "fire": ">=", "reset": "hard"}
+SPIKINGJELLY: dict[str, Any] = {"dt": 1e-4, "integrator": "euler", "fire": ">=", "reset": "hard"}
 
 
 @pytest.mark.parametrize(

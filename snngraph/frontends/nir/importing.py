@@ -1,6 +1,6 @@
 """``from_nir``: a network from a NIR file (Neuromorphic Intermediate Representation, https://neuroir.org).
 
-NIR describes neurons by differential equations and says nothing of time steps; :mod:`snngraph.frontends.nir_neurons` has what is
+NIR describes neurons by differential equations and says nothing of time steps; :mod:`snngraph.frontends.nir.neurons` has what is
 missing and how it is given. Feed-forward parts run over the whole sequence, ``[T, N, ...]``; what lies on a cycle is stepped.
 """
 
@@ -15,21 +15,12 @@ from typing import Any
 import numpy as np
 
 from snngraph.errors import NirDiscretisationError, NirGraphError
-from snngraph.frontends.nir_build import Part, build
-from snngraph.frontends.nir_file import as_graph
-from snngraph.frontends.nir_graph import Edge, Network, Node, edges_read_late, network_of
-from snngraph.frontends.nir_layers import LAYERS, array_of, read_layer
-from snngraph.frontends.nir_neurons import (
-    KEY,
-    LEAKY,
-    NEURONS,
-    SPIKING,
-    Array,
-    Discretisation,
-    canonical_of_record,
-    check_record,
-    check_schema,
-)
+from snngraph.frontends.nir.build import Part, build
+from snngraph.frontends.nir.file import as_graph
+from snngraph.frontends.nir.graph import Edge, Network, Node, edges_read_late, network_of
+from snngraph.frontends.nir.layers import LAYERS, array_of, read_layer
+from snngraph.frontends.nir.neurons import LEAKY, NEURONS, SPIKING, Array, Discretisation
+from snngraph.frontends.nir.record import KEY, canonical_of_record, check_record, check_schema
 from snngraph.graph import SpikingGraph
 
 __all__ = ["from_nir"]

@@ -16,9 +16,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from snngraph import pipelines
 from snngraph.errors import NirGraphError
 from snngraph.frontends.canonical import Canonical
-from snngraph.frontends.nir_graph import Edge, Network, components, ordered
-from snngraph.frontends.nir_layers import Calculator, emit, fitting
-from snngraph.frontends.nir_neurons import SILENT
+from snngraph.frontends.nir.graph import Edge, Network, components, ordered
+from snngraph.frontends.nir.layers import Calculator, emit, fitting
+from snngraph.frontends.nir.neurons import SILENT
 from snngraph.graph import LIF, LIF_STEP, OUTPUT_NAMES, RESHAPE, Facts, SpikingGraph, Time
 from snngraph.types import TensorSpec
 
@@ -206,7 +206,7 @@ class _Builder:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._origin: dict[str, Any] = {"source": path} if path else {}
 
-    # a Machine (nir_layers)
+    # a Machine
 
     def call(self, target: Any, *args: Any, **keywords: Any) -> fx.Node:
         """One operator."""

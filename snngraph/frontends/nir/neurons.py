@@ -9,14 +9,14 @@ file, and its writers disagree. All of it is said by a :class:`Discretisation`. 
     I' = (1 - a_syn)*I + a_syn*w_in*S          (``synapse_input`` likewise)
     v' = v + dt*R*I                            IF and I
 
-A file of :func:`snngraph.to_nir` also records, in the metadata of every such node, the very parameters of the canonical neuron.
+A file of :func:`snngraph.to_nir` also has the parameters of the canonical neuron (:mod:`snngraph.frontends.nir.record`).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,36 +25,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snngraph import ops
-from snngraph.errors import NirDiscretisationError, NirGraphError, NirVersionError
+from snngraph.errors import NirDiscretisationError, NirGraphError
 from snngraph.frontends.canonical import Canonical
 
 __all__ = [
-    "KEY",
+    "CUBA",
+    "DEFAULTS",
     "LEAKY",
     "NEURONS",
-    "SCHEMA",
+    "NEUTRAL",
     "SILENT",
     "SPIKING",
     "Array",
     "Discretisation",
     "InexpressibleError",
-    "canonical_of_record",
-    "check_record",
-    "check_schema",
+    "as_array",
+    "canonical_of",
     "equations",
-    "record_of",
 ]
 
 Array = NDArray[np.float64]
 
-KEY = "snngraph"
-"""The key of snngraph's own records in a node's and in the graph's metadata."""
-SCHEMA = 1
 SPIKING = ("IF", "LIF", "CubaLIF")
 LEAKY = ("LI", "LIF", "CubaLI", "CubaLIF")
 SILENT = ("I", "LI", "CubaLI")  # their output is the potential
 NEURONS = (*SPIKING, *SILENT, "Threshold")
-_CUBA = ("CubaLI", "CubaLIF")
+CUBA = ("CubaLI", "CubaLIF")
 
 _INPUTS = ("current", "impulse")
 _CHOICES: dict[str, tuple[str, ...]] = {
@@ -67,19 +63,14 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "membrane_input": _INPUTS,
     "synapse_input": _INPUTS,
 }
-_DEFAULTS: dict[str, str] = {
+DEFAULTS: dict[str, str] = {
     "delay": "none",
     "emit": "spike",
     "charge": "new",
     "membrane_input": "current",
     "synapse_input": "current",
 }
-_NUMBERS = (
-    *("decay", "threshold", "input_gain", "bias", "v_reset", "reset_amount"),
-    *("gain", "syn_decay", "syn_gain", "floor", "v_init"),
-)
-_OPTIONS = {"fire": ops.FIRE, "reset": ops.RESET, "delay": ops.DELAY, "emit": ("spike", "count")}
-_NEUTRAL = {"input_gain": 1.0, "bias": 0.0, "v_reset": 0.0, "syn_gain": 1.0, "gain": 1.0}
+NEUTRAL = {"input_gain": 1.0, "bias": 0.0, "v_reset": 0.0, "syn_gain": 1.0, "gain": 1.0}
 
 
 class InexpressibleError(ValueError):
@@ -131,7 +122,7 @@ class Discretisation:
     def given(self, name: str) -> Any:
         """A field, or its default."""
         value = getattr(self, name)
-        return _DEFAULTS.get(name) if value is None else value
+        return DEFAULTS.get(name) if value is None else value
 
     def missing(self, kind: str, values: Mapping[str, Array]) -> set[str]:
         """The fields that a node needs and that are not given."""
@@ -158,15 +149,15 @@ class Discretisation:
         if missing := self.missing(kind, values):
             raise NirDiscretisationError(f"{where}needs {', '.join(sorted(missing))}")
         if kind == "Threshold":
-            return _canonical({"decay": 0.0, "threshold": values["threshold"], "fire": self.fire, "reset": "none"}, 0.0)
+            return canonical_of({"decay": 0.0, "threshold": values["threshold"], "fire": self.fire, "reset": "none"}, 0.0)
         parameters: dict[str, Any] = {**self._membrane(kind, values, where)}
-        if kind in _CUBA:
+        if kind in CUBA:
             rate = self._rate(values["tau_syn"], "tau_syn", where)
             gain = values["w_in"] * (rate if self.given("synapse_input") == "current" else 1.0)
             parameters |= {"syn_decay": self._decay(values["tau_syn"], rate), "syn_gain": gain}
         start = self._start(values, where)
         if kind in SILENT:
-            return _canonical({**parameters, "threshold": math.inf, "fire": ">", "reset": "none"}, start)
+            return canonical_of({**parameters, "threshold": math.inf, "fire": ">", "reset": "none"}, start)
         emit, delay = self.given("emit"), self.given("delay")
         parameters |= {"threshold": values["v_threshold"], "fire": self.fire, "reset": self.reset}
         parameters |= {"delay": delay} if delay != "none" else {}
@@ -178,13 +169,13 @@ class Discretisation:
             raise NirDiscretisationError(
                 f"{where}reset='soft' subtracts the threshold, but v_reset is not 0: NIR's reset is to v_reset, reset='hard'"
             )
-        return _canonical(parameters, start)
+        return canonical_of(parameters, start)
 
     def _membrane(self, kind: str, values: Mapping[str, Array], where: str) -> dict[str, Any]:
         impulse, r = self.membrane_input == "impulse", values["r"]
         if kind not in LEAKY:
             return {"decay": 1.0, "input_gain": r if impulse else r * self.step}
-        name = "tau_mem" if kind in _CUBA else "tau"
+        name = "tau_mem" if kind in CUBA else "tau"
         rate = self._rate(values[name], name, where)
         gain = r if impulse else rate * r
         return {"decay": self._decay(values[name], rate), "input_gain": gain, "bias": rate * values["v_leak"]}
@@ -216,10 +207,13 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _canonical(parameters: Mapping[str, Any], v_init: Any) -> Canonical:
-    """Arrays become tensors or, where all entries are equal, numbers; what changes nothing is left out."""
+def canonical_of(parameters: Mapping[str, Any], v_init: Any) -> Canonical:
+    """The canonical neuron with these parameters.
+
+    Arrays become tensors or, where all entries are equal, numbers; what changes nothing is left out.
+    """
     found = {k: _number(v) if isinstance(v, np.ndarray) else v for k, v in parameters.items() if v is not None}
-    kept = {k: v for k, v in found.items() if k not in _NEUTRAL or isinstance(v, Tensor) or v != _NEUTRAL[k]}
+    kept = {k: v for k, v in found.items() if k not in NEUTRAL or isinstance(v, Tensor) or v != NEUTRAL[k]}
     if kept.get("reset", "hard") == "hard":
         kept.setdefault("v_reset", 0.0)
     return Canonical(kept, v_rest=_number(v_init) if isinstance(v_init, np.ndarray) else v_init)
@@ -231,116 +225,8 @@ def _number(array: Array) -> float | Tensor:
     return torch.from_numpy(np.array(array, dtype=np.float64))
 
 
-# -- snngraph's own record of a neuron -----------------------------------------------------------------------------------------
-
-
-def record_of(parameters: Mapping[str, Any], v_init: float | Tensor, step: Discretisation) -> dict[str, Any]:
-    """What the metadata of a node says of the canonical neuron: numbers, arrays and words, all of which HDF5 keeps."""
-    record: dict[str, Any] = {"schema": SCHEMA, "dt": step.dt, "integrator": step.integrator}
-    for name, value in {**parameters, "v_init": v_init}.items():
-        if name in _NUMBERS and value is not None:
-            record[name] = float(value) if not isinstance(value, Tensor) or value.dim() == 0 else value.double().numpy()
-    return {**record, **{name: parameters.get(name, _defaults(name)) for name in _OPTIONS}}
-
-
-def _defaults(option: str) -> str:
-    return {"fire": ">=", "reset": "hard"}.get(option) or _DEFAULTS[option]
-
-
-def check_schema(record: object, where: str) -> Mapping[str, Any]:
-    """A record of snngraph's, once its version is known.
-
-    Raises:
-        NirVersionError: it was written by a newer snngraph.
-        NirGraphError: it is no record.
-    """
-    schema = record.get("schema") if isinstance(record, Mapping) else None
-    if not isinstance(record, Mapping) or not isinstance(schema, int | np.integer):
-        raise NirGraphError(f"{where}its metadata {KEY!r} is not what snngraph writes; remove it")
-    if schema != SCHEMA:
-        raise NirVersionError(f"{where}snngraph's record has schema {schema}, this version knows {SCHEMA}: update snngraph")
-    return record
-
-
-def canonical_of_record(record: Mapping[str, Any], where: str) -> tuple[Canonical, Discretisation]:
-    """The neuron that :func:`record_of` described, and how its time is discretised.
-
-    Raises:
-        NirGraphError: an entry is missing or is none of ours.
-    """
-    known = {*_NUMBERS, *_OPTIONS, "schema", "dt", "integrator"}
-    needed = {"decay", "threshold", "v_init", "dt", "integrator", *_OPTIONS}
-    if wrong := sorted({*(record.keys() - known), *(needed - record.keys())}):
-        raise NirGraphError(f"{where}its metadata {KEY!r} is not what snngraph writes: see {', '.join(wrong)}")
-    words = {name: record[name] for name in (*_OPTIONS, "integrator")}
-    if not all(isinstance(word, str) for word in words.values()):
-        raise NirGraphError(f"{where}its metadata {KEY!r} is not what snngraph writes: {words}")
-    numbers = {name: _recorded(record[name], f"{where}{KEY}.{name}") for name in _NUMBERS if name in record}
-    step = Discretisation(dt=float(record["dt"]), **words)
-    v_init = numbers.pop("v_init")
-    return _canonical({**numbers, **{name: words[name] for name in _OPTIONS}}, v_init), step
-
-
-def _recorded(value: object, where: str) -> Array:
-    array = np.asarray(value)
-    if array.dtype.kind not in "fi" or np.isnan(array).any():
-        raise NirGraphError(f"{where} is no number or array of numbers")
-    return array.astype(np.float64)
-
-
-def check_record(
-    neuron: Canonical, step: Discretisation, given: Discretisation, kind: str, values: Mapping[str, Array], where: str
-) -> None:
-    """Holds a record against the node's own NIR parameters, and against what the caller says.
-
-    Raises:
-        NirDiscretisationError: they contradict each other.
-    """
-    recorded = {
-        **{name: getattr(step, name) for name in ("dt", "integrator", *_OPTIONS)},
-        **dict.fromkeys(("membrane_input", "synapse_input"), "current"),
-        "charge": "new",
-        "floor": neuron.parameters.get("floor"),
-    }
-    applies = {"dt", "integrator", "charge", "membrane_input", "synapse_input"} if kind not in SPIKING else set(recorded)
-    applies |= {"fire"} if kind == "Threshold" else set()
-    for name in sorted(applies):
-        wanted = getattr(given, name)
-        if wanted is not None and wanted != recorded[name]:
-            raise NirDiscretisationError(
-                f"{where}{name}={wanted!r} was given, but snngraph wrote this node with {name}={recorded[name]!r}: leave it out"
-            )
-    for name, want in _of_equations(step, kind, values).items():
-        found = neuron.parameters.get(name, _NEUTRAL.get(name))
-        if found is None or not np.allclose(_array(found), _array(want), rtol=1e-5, atol=1e-9, equal_nan=True):
-            raise NirDiscretisationError(
-                f"{where}its {name} by NIR's equations and by snngraph's record differ: one of them was edited; remove the "
-                f"metadata {KEY!r} to read the equations"
-            )
-    if given.v_init is not None:
-        _check_start(neuron, given.v_init, values, where)
-
-
-def _check_start(neuron: Canonical, wanted: float | str, values: Mapping[str, Array], where: str) -> None:
-    if isinstance(wanted, str) and wanted not in values:
-        return
-    value = values[wanted] if isinstance(wanted, str) else wanted
-    if not np.allclose(_array(neuron.v_rest), value, rtol=1e-9, atol=1e-12):
-        raise NirDiscretisationError(f"{where}v_init={wanted!r} was given, but snngraph wrote another one: leave it out")
-
-
-def _of_equations(step: Discretisation, kind: str, values: Mapping[str, Array]) -> dict[str, Any]:
-    """The numbers that NIR's equations and a record both have."""
-    found = replace(step, v_init=0.0, reset="hard" if kind in SPIKING else None, delay=None).canonical(kind, values).parameters
-    names = ["decay", "input_gain", "bias", "syn_decay", "threshold"]
-    names += ["v_reset"] if kind in SPIKING and step.reset == "hard" else []
-    numbers = {name: found.get(name, _NEUTRAL.get(name)) for name in names}
-    if kind in _CUBA:
-        numbers["syn_gain"] = found.get("syn_gain", 1.0)
-    return {name: value for name, value in numbers.items() if value is not None}
-
-
-def _array(value: Any) -> Array:
+def as_array(value: float | Tensor) -> Array:
+    """A number or tensor as an array."""
     return np.asarray(value.detach().numpy() if isinstance(value, Tensor) else value, dtype=np.float64)
 
 
@@ -361,7 +247,7 @@ def equations(
     Raises:
         InexpressibleError: the message says why.
     """
-    p = {name: _array(parameters[name]) for name in _NUMBERS if parameters.get(name) is not None}
+    p = {name: as_array(value) for name, value in parameters.items() if value is not None and not isinstance(value, str)}
     sizes = tuple(shape)
     decay, synapse = p["decay"], "syn_decay" in p
     gain = p.get("input_gain", np.ones(())) * (1.0 if synapse else p.get("gain", 1.0))

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from snngraph.errors import NirDiscretisationError, NirGraphError
-from snngraph.frontends.nir_layers import LAYERS
-from snngraph.frontends.nir_neurons import NEURONS
+from snngraph.frontends.nir.layers import LAYERS
+from snngraph.frontends.nir.neurons import NEURONS
 
 __all__ = ["Edge", "Network", "Node", "components", "edges_read_late", "network_of", "ordered"]
 
@@ -188,8 +188,8 @@ def edges_read_late(
         inner = [e for e in at_once if e not in late and set(e) <= set(component)]
         if inner and (len(component) > 1 or inner[0][0] == inner[0][1]):
             raise NirDiscretisationError(
-                f"{title}: which connection of the cycle through {', '.join(component)} is read one step late is not clear, as it "
-                f"is entered at several places; say so with late_edges=[(source, target), ...], some of {inner}"
+                f"{title}: which connection of the cycle through {', '.join(component)} is read one step late is not clear, as "
+                f"it is entered at several places; say so with late_edges=[(source, target), ...], some of {inner}"
             )
     return late
 
