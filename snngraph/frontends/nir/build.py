@@ -30,12 +30,13 @@ _WORDS = ("fire", "reset", "delay", "emit")
 
 @dataclass(frozen=True)
 class Part:
-    """What a node is once it is read: a layer, a neuron, a delay in steps, or the shape of an input or output."""
+    """What a node is once it is read: a layer, a neuron (and the shapes of its arrays), a delay in steps, or a port's shape."""
 
     kind: str
     layer: Mapping[str, Any] | None = None
     neuron: Canonical | None = None
     late_input: bool = False
+    sizes: tuple[tuple[int, ...], ...] = ()
     delays: np.ndarray[Any, np.dtype[np.int64]] | None = None
     shape: tuple[int, ...] | None = None
 
@@ -135,10 +136,8 @@ def _shape(name: str, network: Network, part: Part, found: Mapping[str, tuple[in
             calculator = Calculator("meta")
             result = emit(calculator, part.kind, name, part.layer, torch.empty((1, *shape), dtype=torch.float64, device="meta"))
             return calculator.shape(result)[1:]
-        if part.neuron is not None:
-            for key, value in {**part.neuron.parameters, "v_init": part.neuron.v_rest}.items():
-                if isinstance(value, Tensor):
-                    fitting(value, shape, key)
+        for sizes in part.sizes:
+            fitting(torch.empty(sizes, device="meta"), shape, "a parameter")
         if part.delays is not None:
             fitting(torch.from_numpy(part.delays), shape, "delay")
     except (RuntimeError, ValueError, IndexError, NirGraphError) as error:

@@ -204,12 +204,13 @@ def _part(node: Node, values: Mapping[str, Array], given: Discretisation, where:
         return Part(node.kind, shape=_port(node, where))
     if node.kind == "Delay":
         return Part(node.kind, delays=_whole_steps(values["delay"], given.step, where))
+    sizes = tuple(array.shape for array in values.values())
     if KEY not in node.node.metadata:
         late = "Cuba" in node.kind and given.given("charge") == "previous"
-        return Part(node.kind, neuron=given.canonical(node.kind, values, where), late_input=late)
+        return Part(node.kind, neuron=given.canonical(node.kind, values, where), late_input=late, sizes=sizes)
     neuron, step = canonical_of_record(check_schema(node.node.metadata[KEY], where), where)
     check_record(neuron, step, given, node.kind, values, where)
-    return Part(node.kind, neuron=neuron)
+    return Part(node.kind, neuron=neuron, sizes=sizes)
 
 
 def _port(node: Node, where: str) -> tuple[int, ...] | None:

@@ -161,8 +161,10 @@ def _select(reader: Reader, node: fx.Node) -> Value:
 
 
 def _stack(reader: Reader, node: fx.Node) -> Value:
+    """The steps side by side, or (``cat``) merged with the samples."""
     frames, dim = operand(node), arguments(node)["dim"]
-    if len(frames) != reader.steps or dim not in (0, 1):
+    layout = {0: "flat"} if is_op(node, aten.cat.default) else {0: "TN", 1: "NT"}
+    if len(frames) != reader.steps or dim not in layout:
         raise RefusalError("it stacks other things than the steps")
     last = reader.value(frames[-1])
     if last.step is None:
@@ -172,7 +174,7 @@ def _stack(reader: Reader, node: fx.Node) -> Value:
         for t, frame in enumerate(frames):
             found = reader.values.get(frame)
             reader.agree(node, t, None if found is None else found.at(t), last.terms)
-    return replace(last, step=None, layout="TN" if dim == 0 else "NT")
+    return replace(last, step=None, layout=layout[dim])
 
 
 def _slice(reader: Reader, node: fx.Node) -> Value:
@@ -279,6 +281,7 @@ HANDLERS: dict[Any, Handler] = {
     aten.mean.dim: _mean,
     aten.permute.default: _permute,
     aten.select.int: _select,
+    aten.cat.default: _stack,
     aten.stack.default: _stack,
     aten.slice.Tensor: _slice,
     aten.constant_pad_nd.default: _pad,

@@ -130,7 +130,7 @@ class Reader:
             if node in found:
                 continue
             found.add(node)
-            if is_op(node, aten.stack.default):
+            if is_op(node, aten.stack.default, aten.cat.default):
                 stack.append(operand(node)[-1])
             elif is_op(node, LIF_STEP):
                 last = self._last[self._index[node][0]]
@@ -227,7 +227,7 @@ class Reader:
             value = value.reshape(value.shape[extra:])
         if any(a not in (1, b) for a, b in zip(reversed(value.shape), reversed(shape), strict=False)):
             raise RefusalError(f"its {what} changes the shape")
-        return value
+        return value.reshape((*[1] * (len(shape) - value.dim()), *value.shape)) if value.dim() else value
 
     def neuron(self, node: fx.Node, first: fx.Node, uses: set[str], shape: tuple[int, ...]) -> str:
         """The NIR node of a neuron, made once for all its steps.
