@@ -178,6 +178,7 @@ def edges_read_late(
     """
     names = list(network.nodes)
     late = frozenset(stated) if stated is not None else _loop_edges(network)
+    late = frozenset(edge for edge in late if not set(edge) & set(network.unused))
     if unknown := sorted(late - set(network.edges)):
         raise NirDiscretisationError(f"{title}: late_edges has {unknown[0]}, which is no edge")
     at_once = [(a, b) for a, b in network.edges if not breaks(network.nodes[b])]

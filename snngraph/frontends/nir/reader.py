@@ -184,17 +184,15 @@ class Reader:
         self, node: fx.Node, title: str, x: Value, key: tuple[Any, ...], shape: tuple[int, ...], make: Callable[[], Any]
     ) -> Value:
         """What a layer without state makes of ``x``: its node, once for all steps."""
-        late = min(d for _, d in x.terms)
-        terms = frozenset((name, d - late) for name, d in x.terms)
-        known = (title, terms, *key)
+        known = (title, x.terms, *key)
         if known not in self._made:
             if self._settled:
                 raise UnknownError
             made = make()
             made.input_type, made.output_type = {"input": np.array(x.shape)}, {"output": np.array(shape)}
             self._made[known] = self.add(node, title, made, shape)
-            self.feeds[self._made[known]] = terms
-        return replace(x, terms=frozenset([(self._made[known], late)]), shape=shape)
+            self.feeds[self._made[known]] = x.terms
+        return replace(x, terms=frozenset([(self._made[known], 0)]), shape=shape)
 
     def scaled(self, node: fx.Node, x: Value, factor: Any) -> Value:
         """``x`` times a constant per neuron."""
