@@ -597,7 +597,7 @@ def test_damaged_files(file: Path, tmp_path: Path) -> None:
     """Cut short or with changed bytes: an error of our own, or a graph that was not touched."""
     content = file.read_bytes()
     generator = np.random.default_rng(0)
-    for k in range(60):
+    for k in range(45):
         damaged = bytearray(content)
         if k % 3 == 0:
             damaged = damaged[: int(generator.integers(len(content)))]

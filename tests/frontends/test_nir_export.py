@@ -141,7 +141,7 @@ def test_a_neuron_is_the_same_again(name: str, integrator: str, tmp_path: Path) 
         for node in bare.nodes.values():
             node.metadata = {}
         (layer,) = graph.neurons
-        fire = layer.nodes[0].kwargs.get("fire", ">=")
+        fire = str(layer.nodes[0].kwargs.get("fire", ">="))
         start = graph.constant(layer.nodes[0].args[1])
         assert start is not None
         if start.dim() == 0:
@@ -231,14 +231,14 @@ class Recurrent(nn.Module):
 
 def test_a_recurrent_network(tmp_path: Path) -> None:
     """T copies of a step are one; the connections that go back are marked, and run another number of steps as well."""
-    graph = snngraph.trace(Recurrent().eval(), torch.rand(T, 2, 5))
+    graph = snngraph.trace(Recurrent().eval(), torch.rand(4, 2, 5))
     written = snngraph.to_nir(graph, tmp_path / "net.nir", dt=1e-3)
     assert len(written.nodes) == 8
     assert {edge for edge in written.edges if edge[0] in ("ba", "scale")} == {("ba", "a"), ("scale", "b")}
     again = snngraph.from_nir(tmp_path / "net.nir")
     assert_same(graph, again, tolerance=1e-12)
-    longer = snngraph.trace(Recurrent().eval(), torch.rand(2 * T, 2, 5))
-    assert_same(longer, snngraph.from_nir(tmp_path / "net.nir", time_steps=2 * T), tolerance=1e-12)
+    longer = snngraph.trace(Recurrent().eval(), torch.rand(5, 2, 5))
+    assert_same(longer, snngraph.from_nir(tmp_path / "net.nir", time_steps=5), tolerance=1e-12)
     twice = snngraph.to_nir(again, dt=1e-3)
     assert set(twice.nodes) == set(written.nodes)
     assert sorted(twice.edges) == sorted(written.edges)
@@ -392,7 +392,15 @@ def test_arguments_that_contradict_the_file(arguments: dict[str, Any]) -> None:
     written = snngraph.to_nir(parse(SIMPLE), dt=1.0)
     with pytest.raises(NirDiscretisationError, match="leave it out"):
         snngraph.from_nir(written, **arguments)
-    agreeing = {"dt": 1.0, "integrator": "euler", "fire": ">=", "reset": "hard", "delay": "none", "emit": "spike", "v_init": 0.0}
+    agreeing: dict[str, Any] = {
+        "dt": 1.0,
+        "integrator": "euler",
+        "fire": ">=",
+        "reset": "hard",
+        "delay": "none",
+        "emit": "spike",
+        "v_init": 0.0,
+    }
     assert_same(parse(SIMPLE), snngraph.from_nir(written, **{k: agreeing[k] for k in arguments if k in agreeing}))
 
 
@@ -513,13 +521,13 @@ def networks(draw: st.DrawFn) -> Any:
     return nir.NIRGraph(nodes, edges, type_check=False), late
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(networks())
 def test_any_network_comes_back(drawn: tuple[Any, list[tuple[str, str]]]) -> None:
     """What is read, written and read again is the same, whatever is recurrent."""
     source, late = drawn
     graph = snngraph.from_nir(
-        source, time_steps=7, dt=1.0, integrator="euler", fire=">", reset="hard", v_init=0.0, late_edges=late
+        source, time_steps=5, dt=1.0, integrator="euler", fire=">", reset="hard", v_init=0.0, late_edges=late
     )
     written = snngraph.to_nir(graph, dt=0.5)
     assert_same_outputs_within(graph, snngraph.from_nir(written))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ pytest.importorskip("nirtorch", reason="NIRTorch is not installed")
 pytestmark = pytest.mark.filterwarnings("ignore:nirtorch.extract_nir_graph is being deprecated:DeprecationWarning")
 
 T, N = 16, 8
+DOCUMENT = Path(__file__).parent.parent.parent / "docs" / "nir.md"
 Run = Callable[[nn.Module, Tensor], Tensor]
 
 
@@ -52,7 +54,9 @@ def assert_reads_as(source: Any, expected: Tensor, x: Tensor, **arguments: Any) 
     flips = int((found != expected).sum())
     assert flips == 0, f"{flips} of {found.numel()} spikes differ"
     back = (
-        snngraph.to_nir(graph, dt=arguments["dt"], allow=("soft reset", "delayed reset", "counts")) if _exports(graph) else None
+        snngraph.to_nir(graph, dt=arguments["dt"], allow=("soft reset", "delayed reset", "counts", "floor"))
+        if _exports(graph)
+        else None
     )
     if back is not None:
         assert torch.equal(snngraph.from_nir(back)(x.double()), found)
@@ -62,17 +66,26 @@ def _exports(graph: Any) -> bool:
     return not any(layer.nodes[0].kwargs.get("reset") == "none" for layer in graph.neurons)
 
 
+def documented(library: str, *neurons: str) -> dict[str, Any]:
+    """The arguments that docs/nir.md gives for neurons of a library."""
+    rows = [line.split(" | ") for line in DOCUMENT.read_text().splitlines() if line.startswith(f"| {library} ")]
+    found = [row[2] for row in rows if sorted(re.sub(r"[`()]|its default", "", row[1]).strip().split(", ")) == sorted(neurons)]
+    assert len(found) == 1, f"docs/nir.md has {len(found)} rows for {neurons} of {library}"
+    arguments: dict[str, Any] = eval(f"dict({found[0].strip(' |`')})", {"dict": dict})
+    return arguments
+
+
 # -- snnTorch: dt 1e-4, whatever the net's own; per-neuron beta and threshold, as its exporter fails on numbers ----------------
 
-SNNTORCH: dict[str, Any] = {"dt": 1e-4, "integrator": "euler", "fire": ">"}
+FIRST = 'reset_mechanism="subtract"'
 LEAKY = {
-    "subtract": {"reset": "soft", "delay": "with"},
-    "zero": {"reset": "hard", "delay": "before"},
-    "none": {"reset": "none"},
-    "subtract at once": {"reset": "soft", "delay": "both"},
-    "zero at once": {"reset": "hard"},
+    "subtract": ("Leaky", FIRST),
+    "zero": ("Leaky", '"zero"'),
+    "none": ("Leaky", '"none"'),
+    "subtract at once": ("Leaky", '"subtract"', "reset_delay=False"),
+    "zero at once": ("Leaky", '"zero"', "reset_delay=False"),
 }
-SYNAPTIC = {**LEAKY, "zero": {"reset": "hard", "delay": "with"}}
+OTHERS = {reset: ("Synaptic", "RLeaky", "RSynaptic", f'"{reset}"') for reset in ("subtract", "zero")}
 
 
 def snntorch_neuron(kind: str, reset: str, shape: tuple[int, ...], **options: Any) -> Any:
@@ -100,8 +113,8 @@ def test_snntorch(kind: str, reset: str, tmp_path: Path) -> None:
     for neuron in neurons:
         neuron.reset_mem()
     x = inputs(10)
-    arguments = (LEAKY if kind == "Leaky" else SYNAPTIC)[reset]
-    assert_reads_as(path, steps(net, x), x, **SNNTORCH, **arguments)
+    row = (LEAKY if kind == "Leaky" else OTHERS)[reset]
+    assert_reads_as(path, steps(net, x), x, **documented("snnTorch", *row))
 
 
 @pytest.mark.parametrize(("kind", "reset"), [("RLeaky", "subtract"), ("RLeaky", "zero"), ("RSynaptic", "subtract")])
@@ -115,7 +128,7 @@ def test_snntorch_recurrent(kind: str, reset: str, tmp_path: Path) -> None:
     path = written(snntorch_graph(net, 10), tmp_path / "net.nir")
     neuron.reset_mem()
     x = inputs(10)
-    assert_reads_as(path, steps(net, x), x, **SNNTORCH, **SYNAPTIC[reset])
+    assert_reads_as(path, steps(net, x), x, **documented("snnTorch", *OTHERS[reset]))
 
 
 def test_snntorch_convolution(tmp_path: Path) -> None:
@@ -127,7 +140,7 @@ def test_snntorch_convolution(tmp_path: Path) -> None:
     for neuron in neurons:
         neuron.reset_mem()
     x = inputs(2, 6, 6)
-    assert_reads_as(path, steps(net, x), x, **SNNTORCH, **LEAKY["subtract"])
+    assert_reads_as(path, steps(net, x), x, **documented("snnTorch", *LEAKY["subtract"]))
 
 
 def test_snntorch_default_read_as_nir_says_differs() -> None:
@@ -138,13 +151,11 @@ def test_snntorch_default_read_as_nir_says_differs() -> None:
     graph = snntorch_graph(net, 10)
     neuron.reset_mem()
     x = inputs(10)
-    plain = snngraph.from_nir(graph, time_steps=T, reset="hard", **SNNTORCH)
+    plain = snngraph.from_nir(graph, time_steps=T, **documented("snnTorch", *LEAKY["zero at once"]))
     assert float((plain(x.double()) != steps(net, x)).double().mean()) > 0.02
 
 
 # -- Norse: dt is that of the cells times that of to_nir, 1e-6 by default ------------------------------------------------------
-
-NORSE: dict[str, Any] = {"integrator": "euler", "fire": ">", "reset": "hard"}
 
 
 def norse_cells() -> Any:
@@ -167,20 +178,15 @@ def norse_graph(net: nn.Module) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "gain", "arguments"),
-    [
-        ("LIFBoxCell", 10.0, {"dt": 1e-6}),
-        ("LIFCell", 6.0, {"dt": 1e-6, "synapse_input": "impulse"}),
-        ("IAFCell", 1.0, {"dt": 1.0}),
-    ],
+    ("row", "gain"), [(("LIFBoxCell", "LIBoxCell"), 10.0), (("LIFCell",), 6.0), (("IAFCell",), 1.0)], ids=str
 )
-def test_norse(kind: str, gain: float, arguments: dict[str, Any]) -> None:
+def test_norse(row: tuple[str, ...], gain: float) -> None:
     torch.manual_seed(0)
     norse = norse_cells()
-    cell = getattr(norse, kind)
+    cell = getattr(norse, row[0])
     net = norse.SequentialState(linear(10, 20, gain), cell(), linear(20, 6, 3 * gain), cell()).eval()
     x = inputs(10)
-    assert_reads_as(norse_graph(net), norse_steps(net, x), x, **NORSE, **arguments)
+    assert_reads_as(norse_graph(net), norse_steps(net, x), x, **documented("Norse", *row))
 
 
 def test_norse_per_neuron(tmp_path: Path) -> None:
@@ -198,7 +204,7 @@ def test_norse_per_neuron(tmp_path: Path) -> None:
     net = norse.SequentialState(linear(10, 20, 10.0), norse.LIFBoxCell(parameters)).eval()
     path = written(norse_graph(net), tmp_path / "net.nir")
     x = inputs(10)
-    assert_reads_as(path, norse_steps(net, x), x, **NORSE, dt=1e-6, v_init="v_leak")
+    assert_reads_as(path, norse_steps(net, x), x, **documented("Norse", "LIFBoxCell", "LIBoxCell"), v_init="v_leak")
 
 
 def test_norse_leaky_integrator() -> None:
@@ -206,15 +212,13 @@ def test_norse_leaky_integrator() -> None:
     norse = norse_cells()
     net = norse.SequentialState(linear(10, 20, 10.0), norse.LIFBoxCell(), linear(20, 6), norse.LIBoxCell()).eval()
     x = inputs(10)
-    graph = snngraph.from_nir(norse_graph(net), time_steps=T, dt=1e-6, **NORSE)
+    graph = snngraph.from_nir(norse_graph(net), time_steps=T, **documented("Norse", "LIFBoxCell", "LIBoxCell"))
     expected = norse_steps(net, x)
     assert expected.abs().max() > 0.1
     torch.testing.assert_close(graph(x.double()), expected.double(), rtol=0, atol=1e-6)
 
 
 # -- sinabs: steps of 1; the time axis stays in the input's shape, unless the layers squeeze it --------------------------------
-
-SINABS: dict[str, Any] = {"dt": 1.0, "integrator": "exponential", "fire": ">="}
 
 
 def sinabs_layers() -> Any:
@@ -232,35 +236,29 @@ def sinabs_graph(net: nn.Sequential, x: Tensor) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("kind", "options", "arguments"),
+    ("row", "options", "more"),
     [
-        ("IAF", {}, {"reset": "soft", "emit": "count"}),
-        ("LIF", {"tau_mem": 3.0}, {"reset": "soft", "emit": "count"}),
-        ("LIF", {"tau_mem": 3.0, "norm_input": False}, {"reset": "soft", "emit": "count", "membrane_input": "impulse"}),
-        ("LIF", {"tau_mem": 3.0, "single": True}, {"reset": "hard"}),
-        ("IAF", {"min_v_mem": -0.2}, {"reset": "soft", "emit": "count", "floor": -0.2}),
+        (("IAF",), {}, {}),
+        (("LIF",), {"tau_mem": 3.0}, {}),
+        (("LIF", "norm_input=False"), {"tau_mem": 3.0, "norm_input": False}, {}),
+        (("LIF", "SingleSpike", "MembraneReset"), {"tau_mem": 3.0}, {}),
+        (("IAF",), {"min_v_mem": -0.2}, {"floor": -0.2}),
     ],
 )
-def test_sinabs(kind: str, options: dict[str, Any], arguments: dict[str, Any]) -> None:
+def test_sinabs(row: tuple[str, ...], options: dict[str, Any], more: dict[str, Any]) -> None:
     torch.manual_seed(0)
     layers = sinabs_layers()
     from sinabs import activation
 
-    kept = {k: v for k, v in options.items() if k != "single"}
-    if options.get("single"):
-        kept |= {"spike_fn": activation.SingleSpike, "reset_fn": activation.MembraneReset()}
-    neurons = [getattr(layers, kind)(spike_threshold=torch.tensor(0.5), **kept) for _ in range(2)]
+    if "SingleSpike" in row:
+        options = {**options, "spike_fn": activation.SingleSpike, "reset_fn": activation.MembraneReset()}
+    neurons = [getattr(layers, row[0])(spike_threshold=torch.tensor(0.5), **options) for _ in range(2)]
     net = nn.Sequential(linear(10, 20, 2.0), neurons[0], linear(20, 6, 5.0), neurons[1]).eval()
     x = inputs(10)
     graph = sinabs_graph(net, x.transpose(0, 1)[:1])
     with torch.no_grad():
         expected = net(x.transpose(0, 1)).transpose(0, 1)
-    graph_arguments = {**SINABS, **arguments, "extra_dims": 1}
-    if "floor" in arguments:
-        found = snngraph.from_nir(graph, time_steps=T, **graph_arguments)
-        assert torch.equal(found(x.double()), expected.double())
-        return
-    assert_reads_as(graph, expected, x, **graph_arguments)
+    assert_reads_as(graph, expected, x, **documented("sinabs", *row), **more, extra_dims=1)
 
 
 def test_sinabs_squeezed_convolution() -> None:
@@ -273,12 +271,12 @@ def test_sinabs_squeezed_convolution() -> None:
     graph = sinabs_graph(net.eval(), x[:, 0])
     with torch.no_grad():
         expected = net(x[:, 0]).unsqueeze(1)
-    assert_reads_as(graph, expected, x, **SINABS, reset="soft", emit="count")
+    assert_reads_as(graph, expected, x, **documented("sinabs", "IAF"))
 
 
 # -- SpikingJelly: dt 1e-4, as its exporter was told ---------------------------------------------------------------------------
 
-SPIKINGJELLY: dict[str, Any] = {"dt": 1e-4, "integrator": "euler", "fire": ">=", "reset": "hard"}
+SPIKINGJELLY = ("IFNode", "LIFNode", "ParametricLIFNode", "CUBALIFNode")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +301,7 @@ def test_spikingjelly(kind: str, options: dict[str, Any], arguments: dict[str, A
     export_to_nir(net, torch.randn(1, 10), tmp_path / "net.nir")
     functional.reset_net(net)
     x = inputs(10)
-    assert_reads_as(tmp_path / "net.nir", steps(net, x), x, **SPIKINGJELLY, **arguments)
+    assert_reads_as(tmp_path / "net.nir", steps(net, x), x, **documented("SpikingJelly", *SPIKINGJELLY), **arguments)
 
 
 def test_spikingjelly_convolution(tmp_path: Path) -> None:
@@ -317,4 +315,4 @@ def test_spikingjelly_convolution(tmp_path: Path) -> None:
     export_to_nir(net, torch.randn(1, 2, 6, 6), tmp_path / "net.nir")
     functional.reset_net(net)
     x = inputs(2, 6, 6)
-    assert_reads_as(tmp_path / "net.nir", steps(net, x), x, **SPIKINGJELLY)
+    assert_reads_as(tmp_path / "net.nir", steps(net, x), x, **documented("SpikingJelly", *SPIKINGJELLY))
