@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 from torch.export.graph_signature import InputKind, OutputKind
 
 from snngraph.errors import CaptureError
-from snngraph.frontends import adapters, state
-from snngraph.frontends.batch_axis import FixedBatchError, Raw, free_the_batch
+from snngraph.frontends import adapters, state, writes
+from snngraph.frontends.batch_axis import FixedBatchError, Raw, drop_batch_arguments, free_the_batch
 from snngraph.frontends.time_axis import Axes, ModelRunner
 from snngraph.graph import (
     LIF,
@@ -113,7 +113,8 @@ def _without_prefix(raw: Raw, prefix: str, model: nn.Module) -> Raw:
 def _export(model: nn.Module, inputs: Sequence[Tensor], runner: ModelRunner, *, origins: bool = True) -> Raw:
     """Exports and decomposes; without ``origins`` no node knows its source line, and a large model takes less time."""
     table = torch.export.default_decompositions()
-    table.pop(aten.linear.default, None)  # one operator to fold into and to lower; its decomposition is three
+    for target in (aten.linear.default, *writes.KEPT_WHOLE):  # one operator to fold into and to lower, not three
+        table.pop(target, None)
     runner.reset()
     try:
         with _stack_traces(origins):
@@ -125,7 +126,10 @@ def _export(model: nn.Module, inputs: Sequence[Tensor], runner: ModelRunner, *, 
         raise CaptureError(f"torch.export can not capture {type(model).__name__}: {what}") from error
     finally:
         runner.reset()
-    return _flatten(program)
+    raw = _flatten(program)
+    writes.rewrite_writes(raw[0], raw[1])
+    drop_batch_arguments(raw[0])
+    return raw
 
 
 @contextlib.contextmanager
