@@ -37,7 +37,8 @@ from torch import Tensor, nn
 from snngraph import api
 from snngraph.errors import SnnGraphError
 from snngraph.frontends import state
-from snngraph.frontends.capture import outputs_of, trace
+from snngraph.frontends.call import outputs_of
+from snngraph.frontends.capture import trace
 from snngraph.graph import SpikingGraph
 from snngraph.passes.base import Pass
 from snngraph.peers import PEERS, Contender, Inputs, PlainModel, build_peer, engine_contender, first_line, quiet

@@ -19,6 +19,7 @@ __all__ = [
     "CaptureError",
     "CaptureMismatchError",
     "CheckpointError",
+    "DataDependentError",
     "EngineClosedError",
     "EngineModeError",
     "ForwardFailedError",
@@ -35,13 +36,16 @@ __all__ = [
     "InputShapeError",
     "InputTimeError",
     "InputTypeError",
+    "KeptStateWarning",
     "LoweringError",
     "ModelLoadError",
     "NameClashError",
     "NonFiniteConstantError",
+    "ParameterChangedWarning",
     "PassError",
     "PassRefusedError",
     "PrecisionNotAvailableError",
+    "RandomnessError",
     "SnnGraphError",
     "TargetError",
     "TargetNotInstalledError",
@@ -53,6 +57,7 @@ __all__ = [
     "UnsafeArtifactError",
     "UnsupportedOperatorError",
     "VerificationError",
+    "WarmStateError",
     "WarmStateWarning",
 ]
 
@@ -92,8 +97,28 @@ class CaptureMismatchError(CaptureError):
     """The captured graph does not compute what the model computes."""
 
 
+class DataDependentError(CaptureError):
+    """The model's forward reads numbers that depend on its input: branches, loop lengths, indices."""
+
+
+class RandomnessError(CaptureError):
+    """The model's forward draws random numbers."""
+
+
+class WarmStateError(CaptureError):
+    """The model carries state from an earlier call, in an attribute of which no adapter knows how it is reset."""
+
+
 class WarmStateWarning(UserWarning):
     """The model carried membrane state from an earlier call; it was set aside for the capture and put back afterwards."""
+
+
+class KeptStateWarning(UserWarning):
+    """The model keeps state from call to call; every run of the graph starts from the state as captured."""
+
+
+class ParameterChangedWarning(UserWarning):
+    """The model's forward rewrites its own parameters; the graph is that of the first call."""
 
 
 class BatchStatisticsWarning(UserWarning):

@@ -22,7 +22,7 @@ from snngraph import ops
 from snngraph.errors import GraphError
 from snngraph.types import TensorSpec
 
-__all__ = ["NeuronLayerInfo", "SpikingGraph", "Time", "arguments", "is_op", "operand", "shape_of"]
+__all__ = ["NeuronLayerInfo", "Recognition", "SpikingGraph", "Time", "arguments", "is_op", "operand", "shape_of"]
 
 LIF = torch.ops.snn.lif.default
 LIF_STEP = torch.ops.snn.lif_step.default
@@ -41,6 +41,29 @@ class Time:
 
 
 @dataclass(frozen=True, slots=True)
+class Recognition:
+    """What became of one neuron of the model.
+
+    Args:
+        path: its module path, or source line where it is no module.
+        kind: its class, or how it was found.
+        library: the library it comes from, with version; empty for the model's own code.
+        form: the canonical neuron it is, ``lif(decay=0.5, ...)``; empty where it is kept as ordinary operators.
+        reason: why it is kept as operators.
+    """
+
+    path: str
+    kind: str
+    library: str = ""
+    form: str = ""
+    reason: str = ""
+
+    def __str__(self) -> str:
+        what = f"{self.path or 'the model'}: {self.kind}" + (f" ({self.library})" if self.library else "")
+        return f"{what} = {self.form}" if self.form else f"{what}, kept as operators: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
 class Facts:
     """What is known of a graph besides its nodes and tensors; see :class:`SpikingGraph`."""
 
@@ -54,6 +77,8 @@ class Facts:
     history: tuple[str, ...] = ()
     output_batch_dims: tuple[int | None, ...] | None = None
     dtype: torch.dtype = torch.float64
+    output_names: tuple[str, ...] = ()
+    recognitions: tuple[Recognition, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +195,11 @@ class SpikingGraph:
     def notes(self) -> tuple[str, ...]:
         """What the capture found worth telling."""
         return self.facts.notes
+
+    @property
+    def recognitions(self) -> tuple[Recognition, ...]:
+        """What became of every neuron of the model: recognised as what, or kept as operators and why."""
+        return self.facts.recognitions
 
     @property
     def history(self) -> tuple[str, ...]:
@@ -493,9 +523,11 @@ def _output_specs(graph: SpikingGraph) -> tuple[TensorSpec, ...]:
         value = node.meta["val"]
         time_dim = next((d for d in range(value.dim()) if d != batch_dim and has_time_at(graph, node, d)), None)
         dtype = "float32" if value.is_floating_point() else str(value.dtype).removeprefix("torch.")
-        name = f"output_{k}" if k else "output"
+        given = graph.facts.output_names[k] if k < len(graph.facts.output_names) else ""
+        name = given or (f"output_{k}" if k else "output")
         while name in taken:
             name += "_"
+        taken.add(name)
         specs.append(TensorSpec(name, tuple(value.shape), dtype, time_dim, batch_dim))
     return tuple(specs)
 

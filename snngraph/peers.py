@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from snngraph import ops
 from snngraph.frontends import adapters, state
-from snngraph.frontends.capture import outputs_of
+from snngraph.frontends.call import outputs_of
 from snngraph.runtime.engine import Engine
 
 if TYPE_CHECKING:

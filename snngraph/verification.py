@@ -581,7 +581,7 @@ class _Comparison:
         if self.model is None:
             return
         from snngraph.frontends import state
-        from snngraph.frontends.capture import outputs_of
+        from snngraph.frontends.call import outputs_of
 
         try:
             with state.fresh_state(self.model), torch.no_grad():

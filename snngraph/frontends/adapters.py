@@ -168,11 +168,11 @@ def adapted(model: nn.Module, *, bitwise_only: bool = False) -> Iterator[None]:
         model: the model; its modules' ``forward`` and ``reset`` are replaced, and put back afterwards.
         bitwise_only: leaves the neurons alone whose own arithmetic the canonical form computes in another order.
     """
-    replaced: list[tuple[nn.Module, str]] = []
+    replaced: list[tuple[nn.Module, str, Any]] = []
 
     def put(module: nn.Module, name: str, function: Any) -> None:
+        replaced.append((module, name, module.__dict__.get(name)))
         module.__dict__[name] = function
-        replaced.append((module, name))
 
     try:
         for found in found_in(model):
@@ -185,8 +185,10 @@ def adapted(model: nn.Module, *, bitwise_only: bool = False) -> Iterator[None]:
                 put(found.module, "reset", functools.partial(_forget, memory, own))  # a model may reset in its own forward
         yield
     finally:
-        for module, name in replaced:
+        for module, name, own in replaced:
             module.__dict__.pop(name, None)
+            if own is not None:
+                module.__dict__[name] = own
 
 
 def _forget(memory: dict[str, Any], reset: Any, *args: Any, **kwargs: Any) -> None:

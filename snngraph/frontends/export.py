@@ -1,4 +1,4 @@
-"""From ``torch.export`` to a :class:`SpikingGraph` whose batch size is free.
+"""From a model to a :class:`SpikingGraph` whose batch size is free, by ``torch.export``.
 
 The model is exported at two batch sizes. Both graphs have the same operators; the sizes in which they differ carry the batch,
 and are written as ``-1``. So nothing in a graph is symbolic, and yet it runs at any batch size.
@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.export.graph_signature import InputKind, OutputKind
 
-from snngraph.errors import CaptureError
+from snngraph.errors import CaptureError, DataDependentError, RandomnessError
 from snngraph.frontends import adapters, state, writes
 from snngraph.frontends.batch_axis import FixedBatchError, Raw, drop_batch_arguments, free_the_batch
-from snngraph.frontends.time_axis import Axes, ModelRunner
+from snngraph.frontends.call import Call
+from snngraph.frontends.recording import exportable, recorded
+from snngraph.frontends.runner import Runner
+from snngraph.frontends.source import model_frames, where_raised
+from snngraph.frontends.time_axis import Axes
 from snngraph.graph import (
     LIF,
     LIF_STEP,
     Facts,
     SpikingGraph,
     Time,
+    describe,
     is_op,
     module_path,
     previous_step,
@@ -35,45 +41,47 @@ from snngraph.types import TensorSpec
 __all__ = ["exported_graph"]
 
 aten = torch.ops.aten
-_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+_READS = (aten._local_scalar_dense.default, aten.item.default)
 _ASSERTIONS = (aten._assert_tensor_metadata.default,)
 
 
 def exported_graph(
-    model: nn.Module, inputs: Sequence[Tensor], axes: Axes, runner: ModelRunner, *, name: str, prefix: str = ""
+    call: Call, inputs: Sequence[Tensor], axes: Axes, runner: Runner, *, own: bool = False, free: bool = True
 ) -> SpikingGraph:
-    """Captures ``model`` by ``torch.export`` under the adapters of its neurons.
+    """Captures a model as it is called.
 
     Args:
-        model: in evaluation mode.
+        call: the model, in evaluation mode.
         inputs: the example.
         axes: what is known of its axes.
         runner: runs the model, and resets it.
-        name: the graph's name.
-        prefix: the start of module paths that is ours, not the model's.
+        own: foreign neurons keep their own arithmetic, step by step, instead of becoming ``snn::`` operators.
+        free: the batch size is made free where the model allows it; otherwise it is the example's.
 
     Raises:
-        CaptureError: the model can not be exported, or changes a buffer in forward.
+        CaptureError: the model can not be captured.
+        DataDependentError: its forward branches on its data.
     """
+    tracer = _Tracer(call, runner, own)
     notes: tuple[str, ...] = ()
     example_batch = axes.batch or 1
     batch = example_batch
-    free = axes.batch is not None
+    free = free and axes.batch is not None
     if axes.batch is None:
         why = "the model does not run, or changes its number of steps, when the example's batch is doubled"
         notes = (f"the batch size is fixed: {why}",)
-    else:
+    elif free:
         batch = max(2, example_batch)  # at 1, what carries the batch and what broadcasts look alike
         try:
-            raw = _export(model, axes.resized(inputs, batch), runner)
+            raw = tracer(axes.resized(inputs, batch))
             far = 3 * batch + 7  # far away, so that what is constant for small batches alone is seen to change
-            free_the_batch(raw, _export(model, axes.resized(inputs, far), runner, origins=False))
+            free_the_batch(raw, tracer(axes.resized(inputs, far), origins=False))
         except (CaptureError, FixedBatchError) as reason:
             free, batch = False, example_batch
             notes = (f"the batch size is fixed at {batch}: {reason}",)
     if not free:
-        raw = _export(model, inputs, runner)
-    graph, tensors, names = _without_prefix(raw, prefix, model) if prefix else raw
+        raw = tracer(inputs)
+    graph, tensors, names = _without_prefix(raw, call)
     _name_neurons(graph)
     shapes = [tuple(x.shape) for x in (axes.resized(inputs, batch) if free else inputs)]
     specs = tuple(
@@ -85,17 +93,80 @@ def exported_graph(
         batch=batch,
         free_batch=free,
         example_batch=example_batch,
-        name=name,
-        notes=notes,
+        name=type(call.inner).__name__,
+        notes=(*notes, *tracer.notes),
         dtype=torch.float32,
+        output_names=call.names,
     )
-    return SpikingGraph(graph, tensors, facts)
+    result = SpikingGraph(graph, tensors, facts)
+    _refuse_random_numbers(result)
+    return result
 
 
-def _without_prefix(raw: Raw, prefix: str, model: nn.Module) -> Raw:
-    """Module paths, tensors and inputs under the names they have in the module ``prefix``, which the model wraps."""
+def _refuse_random_numbers(graph: SpikingGraph) -> None:
+    for node in graph.nodes:
+        if node in graph.live_nodes and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+            raise RandomnessError(
+                f"the model draws random numbers in forward: {describe(node)}. A compiled model can not: draw them outside and "
+                "pass them in (a Poisson encoder's spikes are then the model's input), or call model.eval()"
+            )
+
+
+class _Tracer:
+    """Captures one model at several sizes: by ``torch.export``, or, where that fails once, from recorded runs ever after."""
+
+    def __init__(self, call: Call, runner: Runner, own: bool) -> None:
+        self.call, self.runner, self.own = call, runner, own
+        self.records = False
+        self.notes: tuple[str, ...] = ()
+
+    def __call__(self, inputs: Sequence[Tensor], *, origins: bool = True) -> Raw:
+        if not self.records:
+            try:
+                return self._capture(inputs, origins)
+            except CaptureError as refusal:
+                self.records = True
+                try:
+                    raw = self._capture(inputs, origins)
+                except CaptureError as error:
+                    raise error if isinstance(error, DataDependentError) else refusal from error
+                self.notes = (f"captured from a recorded run: {refusal}",)
+                return raw
+        return self._capture(inputs, origins)
+
+    def _capture(self, inputs: Sequence[Tensor], origins: bool) -> Raw:
+        table = torch.export.default_decompositions()
+        for target in (aten.linear.default, *writes.KEPT_WHOLE):  # one operator to fold into and to lower, not three
+            table.pop(target, None)
+        self.runner.reset()
+        try:
+            with _stack_traces(origins):
+                program = self._exported([x.clone() for x in inputs]).run_decompositions(table)
+        except CaptureError:
+            raise
+        except Exception as error:
+            where = f"{type(self.call.inner).__name__} can not be captured, {where_raised(error)}"
+            raise CaptureError(f"{where}\n  {type(error).__name__}: {_first_lines(error)}") from error
+        finally:
+            self.runner.reset()
+        raw = _flatten(program)
+        writes.rewrite_writes(raw[0], raw[1])
+        drop_batch_arguments(raw[0])
+        return raw
+
+    def _exported(self, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:
+        with state.unchanged(self.call), adapters.adapted(self.call, bitwise_only=self.own):
+            if not self.records:
+                with exportable(), contextlib.redirect_stderr(io.StringIO()):  # it prints the graph of what it refuses
+                    return torch.export.export(self.call, tuple(inputs), strict=False)
+            model = recorded(self.call, inputs)
+        return torch.export.export(model, tuple(inputs), strict=False)
+
+
+def _without_prefix(raw: Raw, call: Call) -> Raw:
+    """Module paths, tensors and inputs under the names they have in the model, which the call wraps as ``inner``."""
     graph, tensors, names = raw
-    parameters = inspect.signature(model.get_submodule(prefix).forward).parameters.values()
+    parameters = inspect.signature(call.inner.forward).parameters.values()
     positional = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     names = positional[: len(names)] if len(positional) >= len(names) else names
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
@@ -104,32 +175,10 @@ def _without_prefix(raw: Raw, prefix: str, model: nn.Module) -> Raw:
         node._rename(name)
     for node in graph.nodes:
         path = node.meta.get("module_path", "")
-        node.meta["module_path"] = "" if path == prefix else path.removeprefix(f"{prefix}.")
+        node.meta["module_path"] = "" if path == "inner" else path.removeprefix("inner.")
         if node.op == "get_attr":
-            node.target = str(node.target).removeprefix(f"{prefix}.")
-    return graph, {k.removeprefix(f"{prefix}."): t for k, t in tensors.items()}, names
-
-
-def _export(model: nn.Module, inputs: Sequence[Tensor], runner: ModelRunner, *, origins: bool = True) -> Raw:
-    """Exports and decomposes; without ``origins`` no node knows its source line, and a large model takes less time."""
-    table = torch.export.default_decompositions()
-    for target in (aten.linear.default, *writes.KEPT_WHOLE):  # one operator to fold into and to lower, not three
-        table.pop(target, None)
-    runner.reset()
-    try:
-        with _stack_traces(origins):
-            with state.unchanged(model), adapters.adapted(model):
-                program = torch.export.export(model, tuple(x.clone() for x in inputs), strict=False)
-            program = program.run_decompositions(table)
-    except Exception as error:
-        what = f"{type(error).__name__}: {_first_lines(error)}"
-        raise CaptureError(f"torch.export can not capture {type(model).__name__}: {what}") from error
-    finally:
-        runner.reset()
-    raw = _flatten(program)
-    writes.rewrite_writes(raw[0], raw[1])
-    drop_batch_arguments(raw[0])
-    return raw
+            node.target = str(node.target).removeprefix("inner.")
+    return graph, {k.removeprefix("inner."): t for k, t in tensors.items()}, names
 
 
 @contextlib.contextmanager
@@ -151,10 +200,8 @@ def _first_lines(error: Exception) -> str:
 def _flatten(program: torch.export.ExportedProgram) -> Raw:
     """Parameters, buffers and constants become ``get_attr`` nodes; the graph's inputs are the user's alone."""
     signature = program.graph_signature
-    mutated = [s.target for s in signature.output_specs if s.kind is not OutputKind.USER_OUTPUT]
-    if mutated:
-        buffers = ", ".join(map(str, mutated))
-        raise CaptureError(f"the model changes {buffers} in forward: a compiled model can not; freeze it first")
+    # What is written to a parameter or buffer ends with the call: every run of a graph starts from the state as captured.
+    returned = [s.kind is OutputKind.USER_OUTPUT for s in signature.output_specs]
     kinds = {s.arg.name: s for s in signature.input_specs}
     state = {**program.state_dict, **program.constants}
     graph, tensors, names = fx.Graph(), {}, []
@@ -175,10 +222,12 @@ def _flatten(program: torch.export.ExportedProgram) -> Raw:
                 tensors[target] = value.detach()
                 mapping[node] = graph.get_attr(target)
                 mapping[node].meta["val"] = node.meta.get("val")
+        elif node.target in _READS:
+            raise CaptureError(f"the model reads a number out of a tensor{_line(node)}")
         elif node.target in _ASSERTIONS:
             continue  # of types, which differ when the graph runs in float64
         elif node.op == "output":
-            values = [mapping[n] for n in node.args[0]]
+            values = [mapping[n] for n, is_result in zip(node.args[0], returned, strict=True) if is_result]
             graph.output(tuple(values) if len(values) > 1 else values[0])
         else:
             mapping[node] = graph.node_copy(node, lambda n: mapping[n])
@@ -186,15 +235,18 @@ def _flatten(program: torch.export.ExportedProgram) -> Raw:
     return graph, tensors, names
 
 
+def _line(node: fx.Node) -> str:
+    frames = model_frames(node.meta.get("stack_trace") or "")
+    return f", {frames[-1]}" if frames else ""
+
+
 def _meta(node: fx.Node) -> dict[str, Any]:
     meta: dict[str, Any] = {"val": node.meta.get("val")}
     stack = node.meta.get("nn_module_stack")
     if stack:
         meta["module_path"] = str(list(stack.values())[-1][0])
-    frames = [f for f in _FRAME.findall(node.meta.get("stack_trace") or "") if not re.search(r"/(torch|snngraph)/", f[0])]
-    frames = frames or _FRAME.findall(node.meta.get("stack_trace") or "")
-    if frames:
-        meta["source"] = f"{frames[-1][0]}:{frames[-1][1]}"
+    if frames := model_frames(node.meta.get("stack_trace") or ""):
+        meta["source"] = frames[-1]
     return meta
 
 

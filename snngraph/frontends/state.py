@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from snngraph.frontends import adapters
 
 __all__ = ["Snapshot", "fresh_state", "reset_state", "unchanged"]
 
-_PLUMBING = frozenset(("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"))
+# What PyTorch keeps for itself, and what a capture puts there: not the model's state.
+_PLUMBING = frozenset(("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "forward", "reset"))
 
 
 class Snapshot:
@@ -33,10 +35,13 @@ class Snapshot:
 
     def restore(self) -> None:
         """Puts everything back, in place where a tensor was written in place."""
-        with torch.no_grad():
+        with torch.no_grad(), _disable_current_modes():  # on real numbers, in the middle of a run on fake ones too
             for tensor, value in self._values.values():
                 if not _same_tensor(tensor, value):
-                    tensor.data = value.clone()
+                    if tensor.shape == value.shape:
+                        tensor.copy_(value)  # in place: a captured graph shares the model's tensors
+                    else:
+                        tensor.data = value.clone()
         for (_, module, (_, parameters, buffers)), copies in zip(self._kept, self._copies, strict=True):
             own = {k: v for k, v in module.__dict__.items() if k in _PLUMBING}
             module.__dict__.clear()

@@ -9,31 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from snngraph.errors import ForwardFailedError, TimeAxisError
 from snngraph.frontends import adapters, state
+from snngraph.frontends.runner import Runner
 from snngraph.graph import LIF, LIF_STEP
 
 __all__ = ["Axes", "infer_axes"]
 
-
-class ModelRunner(Protocol):
-    """Runs a model from its reset state."""
-
-    model: nn.Module
-
-    def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
-        """The model's outputs."""
-
-    def reset(self) -> None:
-        """Forgets all state."""
+_AUTO = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +54,12 @@ class _Watcher(TorchDispatchMode):
         # By the id of the membrane potential that a step left (kept alive, so its id stays its own): its steps so far, its chain.
         self.chain: dict[int, tuple[Tensor | None, int, int]] = {}
         self.first_chain: list[Tensor] = []
+        self.operators = 0
+        self.result: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.operators += 1
         if func is LIF:
             self.sequences.append(args[0])
         elif func is LIF_STEP:
@@ -85,12 +79,12 @@ class _Watcher(TorchDispatchMode):
         return torch.stack(self.first_chain) if self.first_chain else None
 
 
-def _watch(runner: ModelRunner, inputs: Sequence[Tensor]) -> _Watcher | None:
+def _watch(runner: Runner, inputs: Sequence[Tensor]) -> _Watcher | None:
     """What the neurons see on ``inputs``; ``None`` when the model does not take them."""
     watcher = _Watcher()
     try:
         with adapters.adapted(runner.model), watcher:  # foreign neurons are seen as their adapter's operators
-            runner(inputs)
+            watcher.result = runner(inputs)
     except ForwardFailedError:
         return None
     return watcher
@@ -99,7 +93,7 @@ def _watch(runner: ModelRunner, inputs: Sequence[Tensor]) -> _Watcher | None:
 class _Shapes:
     """Watches the shapes alone, without computing, where the model allows it; a network can take seconds for one real run."""
 
-    def __init__(self, runner: ModelRunner, inputs: Sequence[Tensor]) -> None:
+    def __init__(self, runner: Runner, inputs: Sequence[Tensor]) -> None:
         self.runner = runner
         self.fake = True
         watcher = self.watch(inputs)
@@ -120,7 +114,7 @@ class _Shapes:
 
 
 def infer_axes(
-    runner: ModelRunner,
+    runner: Runner,
     inputs: Sequence[Tensor],
     *,
     time_dim: int | str | None,
@@ -141,6 +135,8 @@ def infer_axes(
     """
     shapes = _Shapes(runner, inputs)
     watcher = shapes.example
+    if watcher.first is None:
+        return _by_counting(shapes, inputs, time_dim, batch_dim, time_steps)
     steps = _steps(watcher, inputs, time_dim, time_steps)
     for k, x in enumerate(inputs):
         if isinstance(time_dim, int) and (x.dim() <= time_dim or x.shape[time_dim] != steps):
@@ -153,7 +149,7 @@ def infer_axes(
         batch_dim = next((a for a in candidates if _is_batch(shapes, inputs, a)), None)
         if batch_dim is None and isinstance(time_dim, int):
             batch_dim = _by_size(watcher, inputs, candidates)
-    if time_dim == "auto":
+    if time_dim == _AUTO:
         time_dim = _time_dim(runner, inputs, steps, batch_dim)
     assert not isinstance(time_dim, str)
     batch = None if batch_dim is None else inputs[0].shape[batch_dim]
@@ -164,17 +160,59 @@ def _steps(watcher: _Watcher, inputs: Sequence[Tensor], time_dim: int | str | No
     if time_steps is not None:
         return time_steps
     lengths = {x.shape[0] for x in watcher.sequences} or {length for _, length, _ in watcher.chain.values()}
-    if lengths == {1} and not watcher.sequences and time_dim == "auto":
+    if lengths == {1} and not watcher.sequences and time_dim == _AUTO:
         raise TimeAxisError(
             "the neurons are in step mode and ran for one step: the model takes one step at a time; give time_steps="
         )
     if len(lengths) > 1:
         raise TimeAxisError(f"the model's neurons run over different numbers of steps: {sorted(lengths)}")
-    if lengths:
-        return lengths.pop()
-    if isinstance(time_dim, int):
-        return inputs[0].shape[time_dim]
-    raise TimeAxisError("no spiking neuron was seen while the model ran: nothing tells which axis is time; give time_dim=")
+    return lengths.pop()
+
+
+def _by_counting(
+    shapes: _Shapes, inputs: Sequence[Tensor], time_dim: int | str | None, batch_dim: int | None, time_steps: int | None
+) -> Axes:
+    """The axes of a model without a known neuron, by how many operators it runs.
+
+    Twice as many steps make more of them, a loop being written out; twice the batch makes as many, and a larger result.
+    """
+    axes = range(min(x.dim() for x in inputs))
+    doubled = {a: shapes.watch([torch.cat([x, x], a) for x in inputs]) for a in axes if a not in (time_dim, batch_dim)}
+    before = shapes.example
+    runs = {a: after for a, after in doubled.items() if after is not None}
+    longer = [a for a, after in runs.items() if after.operators > before.operators]
+    if time_dim == _AUTO:
+        if len(longer) != 1:
+            shown = ", ".join(str(list(x.shape)) for x in inputs)
+            found = (
+                f"axes {longer} each look like it" if longer else "no axis makes the model run more operators when it is longer"
+            )
+            raise TimeAxisError(
+                f"no spiking neuron that snngraph knows was seen, and {found}: which axis of the example {shown} is time can not "
+                "be told; give time_dim=, or, if one call is one step, time_steps="
+            )
+        time_dim = longer[0]
+    assert not isinstance(time_dim, str)
+    if time_steps is None and time_dim is None:
+        raise TimeAxisError(
+            "no spiking neuron that snngraph knows was seen: nothing tells how many steps the model makes of a static input. Let "
+            "it take one step, and give time_steps="
+        )
+    steps = time_steps if time_steps is not None else inputs[0].shape[time_dim or 0]
+    if batch_dim is None:
+        candidates = [a for a, after in runs.items() if a != time_dim and _doubles(before, after)]
+        batch_dim = min(candidates, default=None)
+    return Axes(steps, time_dim, batch_dim, None if batch_dim is None else inputs[0].shape[batch_dim])
+
+
+def _doubles(before: _Watcher, after: _Watcher) -> bool:
+    """Whether as many operators gave results that are twice as large in one dimension each."""
+
+    def twice(a: Tensor, b: Tensor) -> bool:
+        differing = [(m, n) for m, n in zip(a.shape, b.shape, strict=True) if m != n] if a.dim() == b.dim() else []
+        return len(differing) == 1 and differing[0][1] == 2 * differing[0][0]
+
+    return after.operators == before.operators and all(map(twice, before.result, after.result))
 
 
 def _neuron_batch(watcher: _Watcher) -> tuple[int, int, int]:
@@ -200,7 +238,7 @@ def _by_size(watcher: _Watcher, inputs: Sequence[Tensor], candidates: Sequence[i
     return next((a for a in candidates if inputs[0].shape[a] == batch), None)
 
 
-def _time_dim(runner: ModelRunner, inputs: Sequence[Tensor], steps: int, batch_dim: int | None) -> int | None:
+def _time_dim(runner: Runner, inputs: Sequence[Tensor], steps: int, batch_dim: int | None) -> int | None:
     rest = [a for a in (0, 1) if a != batch_dim and all(x.dim() > a and x.shape[a] == steps for x in inputs)]
     if not rest:
         return None
@@ -221,7 +259,7 @@ def _time_dim(runner: ModelRunner, inputs: Sequence[Tensor], steps: int, batch_d
     )
 
 
-def _dependence(runner: ModelRunner, inputs: Sequence[Tensor], axis: int, steps: int, before: _Watcher) -> str:
+def _dependence(runner: Runner, inputs: Sequence[Tensor], axis: int, steps: int, before: _Watcher) -> str:
     """How the first neuron's input depends on the last entry along ``axis``.
 
     ``"follows"``: it changes at the last step and not at step 0. ``"static"``: it changes alike at all steps, as when a channel

@@ -17,8 +17,10 @@ from snngraph.errors import (
     CaptureError,
     CaptureMismatchError,
     ForwardFailedError,
+    KeptStateWarning,
     TimeAxisError,
     TrainingModeError,
+    WarmStateError,
     WarmStateWarning,
 )
 from snngraph.frontends.capture import _as_tensors
@@ -274,7 +276,9 @@ class Foreign(nn.Module):
 def test_foreign_state_needs_a_reset() -> None:
     model = seeded(lambda: nn.Sequential(nn.Linear(6, 4), Foreign()))
     x = torch.rand(4, 2, 6)
-    with pytest.raises(CaptureError):
+    with torch.no_grad():
+        model(x[0])
+    with pytest.raises(WarmStateError, match=r"carries state from an earlier call in 1\.v"):
         snngraph.trace(model, x, time_steps=4)
     foreign = Foreign()
     model = seeded(lambda: nn.Sequential(nn.Linear(6, 4), foreign))
@@ -311,21 +315,35 @@ def test_control_flow_on_data_is_refused() -> None:
         snngraph.trace(Branch().eval(), torch.rand(4, 2, 6))
 
 
-def test_a_changed_buffer_is_refused() -> None:
-    class Counter(nn.Module):
-        calls: Tensor
+class Counter(nn.Module):
+    calls: Tensor
 
-        def __init__(self) -> None:
-            super().__init__()
-            self.n = neurons.IF()
-            self.register_buffer("calls", torch.zeros(()))
+    def __init__(self, matters: bool) -> None:
+        super().__init__()
+        self.n, self.matters = neurons.IF(), matters
+        self.register_buffer("calls", torch.zeros(()))
 
-        def forward(self, x: Tensor) -> Any:
-            self.calls += 1
-            return self.n(x)
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return self.n(x * self.calls if self.matters else x)
 
-    with pytest.raises(CaptureError, match="calls"):
-        snngraph.trace(Counter().eval(), torch.rand(4, 2, 6))
+
+def test_a_buffer_that_is_only_written_is_no_matter() -> None:
+    model, x = Counter(False).eval(), torch.rand(4, 2, 6)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        graph = snngraph.trace(model, x)
+    assert torch.equal(graph(x).float(), model(x))
+    assert float(model.calls) == 1.0, "the capture puts it back"
+
+
+def test_a_buffer_that_changes_from_call_to_call_is_told() -> None:
+    model, x = Counter(True).eval(), torch.rand(4, 2, 6)
+    with pytest.warns(KeptStateWarning, match="keeps state from call to call in calls"):
+        graph = snngraph.trace(model, x)
+    first = model(x)
+    assert torch.equal(graph(x).float(), first)
+    assert torch.equal(graph(x).float(), first), "every run starts anew"
 
 
 def test_a_fixed_batch_is_told_not_hidden() -> None:
@@ -370,7 +388,7 @@ def test_half_precision_models_are_refused() -> None:
 def test_no_module_no_neuron_no_time() -> None:
     with pytest.raises(CaptureError, match=r"expected a torch.nn.Module, got a function"):
         snngraph.trace(cast("nn.Module", lambda x: x), torch.rand(4, 2))
-    with pytest.raises(TimeAxisError, match="no spiking neuron was seen"):
+    with pytest.raises(TimeAxisError, match="no spiking neuron that snngraph knows was seen"):
         snngraph.trace(nn.Linear(6, 4).eval(), torch.rand(4, 2, 6))
     with pytest.raises(TimeAxisError, match="give time_steps="):
         snngraph.trace(seeded(Step), torch.rand(4, 2, 8, 8))
@@ -384,10 +402,10 @@ def test_no_module_no_neuron_no_time() -> None:
 
 def test_an_output_that_is_no_tensor() -> None:
     class Dict(nn.Module):
-        def forward(self, x: Tensor) -> dict[str, Tensor]:
-            return {"y": ops.lif(x).s}
+        def forward(self, x: Tensor) -> dict[str, Any]:
+            return {"y": ops.lif(x).s, "n": 3}
 
-    with pytest.raises(CaptureError, match="output 0 of the model is a dict"):
+    with pytest.raises(CaptureError, match=r"output\['n'\] of the model is a int: expected tensors"):
         snngraph.trace(Dict().eval(), torch.rand(4, 2, 6))
 
 
