@@ -20,7 +20,7 @@ from torch import Tensor, fx
 
 from snngraph.graph import LIF, LIF_STEP, RESHAPE, VIEWS, arguments, is_op, module_path, operand, origin_of, shape_of, source_line
 
-__all__ = ["FixedBatchError", "Raw", "drop_batch_arguments", "equal_tensors", "free_the_batch"]
+__all__ = ["FixedBatchError", "Raw", "equal_tensors", "free_the_batch", "spell_out"]
 
 aten = torch.ops.aten
 
@@ -46,21 +46,30 @@ def equal_tensors(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-def drop_batch_arguments(graph: fx.Graph) -> None:
-    """Spells operators that are told the batch size as those that are not: ``native_group_norm`` as ``group_norm``."""
+def spell_out(graph: fx.Graph) -> None:
+    """Spells operators so that nothing they depend on is in the way.
+
+    ``native_group_norm``, which is told the batch size, becomes ``group_norm``, which is not; and what fills a tensor is told its
+    type, so as not to depend on PyTorch's default.
+    """
     for node in list(graph.nodes):
-        if not is_op(node, aten.native_group_norm.default):
-            continue
-        x, weight, bias, n, c, _, groups, eps = node.args
-        if shape_of(x)[:2] != (n, c) or any(operand(user, 1) != 0 for user in node.users):
-            continue
-        with graph.inserting_before(node):
-            norm = graph.call_function(aten.group_norm.default, (x, groups, weight, bias, eps))
-        norm.meta = origin_of(node) | {"val": node.meta["val"][0]}
-        for user in list(node.users):
-            user.replace_all_uses_with(norm)
-            graph.erase_node(user)
-        graph.erase_node(node)
+        if is_op(node, *_CREATION):
+            node.kwargs = {**node.kwargs, "dtype": node.meta["val"].dtype}
+        elif is_op(node, aten.native_group_norm.default):
+            _spell_group_norm(graph, node)
+
+
+def _spell_group_norm(graph: fx.Graph, node: fx.Node) -> None:
+    x, weight, bias, n, c, _, groups, eps = node.args
+    if shape_of(x)[:2] != (n, c) or any(operand(user, 1) != 0 for user in node.users):
+        return
+    with graph.inserting_before(node):
+        norm = graph.call_function(aten.group_norm.default, (x, groups, weight, bias, eps))
+    norm.meta = origin_of(node) | {"val": node.meta["val"][0]}
+    for user in list(node.users):
+        user.replace_all_uses_with(norm)
+        graph.erase_node(user)
+    graph.erase_node(node)
 
 
 def free_the_batch(raw: Raw, other: Raw) -> None:

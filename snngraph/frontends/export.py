@@ -19,7 +19,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from snngraph.errors import CaptureError, DataDependentError, RandomnessError
 from snngraph.frontends import adapters, state, writes
-from snngraph.frontends.batch_axis import FixedBatchError, Raw, drop_batch_arguments, free_the_batch
+from snngraph.frontends.batch_axis import FixedBatchError, Raw, free_the_batch, spell_out
 from snngraph.frontends.call import Call
 from snngraph.frontends.recording import exportable, recorded
 from snngraph.frontends.runner import Runner
@@ -151,7 +151,7 @@ class _Tracer:
             self.runner.reset()
         raw = _flatten(program)
         writes.rewrite_writes(raw[0], raw[1])
-        drop_batch_arguments(raw[0])
+        spell_out(raw[0])
         return raw
 
     def _exported(self, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:

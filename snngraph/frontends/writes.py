@@ -98,7 +98,7 @@ class _Writes:
     def __init__(self, graph: fx.Graph, tensors: dict[str, Tensor]) -> None:
         self.graph, self.tensors = graph, tensors
         self.buffers: dict[fx.Node, _Buffer] = {}
-        self.written: set[fx.Node] = set()  # the buffers that are writes, and not reads
+        self.written: set[fx.Node] = set()  # the buffers that are not put together yet: writes, and views of them
         self.like: fx.Node  # the node that is being rewritten: where new ones come from
 
     def run(self) -> None:
@@ -162,7 +162,10 @@ class _Writes:
         if is_op(node, aten.cat.default):
             return self._flat(node)
         if is_op(node, aten.permute.default, *_RESHAPES):
-            return _undone(node)
+            undone = _undone(node)
+            if undone is None and is_op(node, aten.permute.default):
+                self._permute(node)
+            return undone
         if is_op(node, aten.select_scatter.default):
             index = found["index"] % shape_of(node)[found["dim"]]
             self._write(node, found["self_"], found["dim"], [(_Piece(index, index + 1, found["src"], None))])
@@ -298,6 +301,24 @@ class _Writes:
 
     # -- reads -------------------------------------------------------------------------------------------------------------
 
+    def _permute(self, node: fx.Node) -> None:
+        """A buffer whose dimensions are exchanged is one along another dimension; so is what was written to such a view."""
+        buffer, order = self.buffers.get(operand(node)), [d % len(shape_of(node)) for d in operand(node, 1)]
+        if buffer is None:
+            return
+        inner = [d - (d > buffer.dim) for d in order if d != buffer.dim]  # of a value without the buffer's dimension
+        pieces = []
+        for piece in buffer.pieces:
+            new = order if piece.offset is not None else inner
+            value = piece.value if new == sorted(new) else self._permuted(piece.value, new)
+            pieces.append(replace(piece, value=value))
+        self.buffers[node] = _Buffer(order.index(buffer.dim), tuple(pieces))
+        self.written.add(node)
+
+    def _permuted(self, value: fx.Node, order: list[int]) -> fx.Node:
+        node = self._call(aten.permute.default, value, order)
+        return _undone(node) or node
+
     def _slice(self, self_: fx.Node, dim: int, start: int | None, end: int | None, step: int) -> fx.Node | None:
         dim %= len(shape_of(self_))
         first, last, step = slice(start, end, step).indices(shape_of(self_)[dim])
@@ -338,8 +359,11 @@ class _Writes:
             )
         if not self._has_empty(source):
             return None
-        pieces = tuple(self._narrowed(piece, buffer.dim, dim, start, stop) for piece in buffer.pieces)
-        return self._noted(replace(buffer, pieces=pieces))
+        first, last = self._filled(source, dim)
+        if not first <= start < stop <= last or last - first == shape_of(source)[dim]:
+            first, last = start, stop  # what was never written may be cut away by another read
+        pieces = tuple(self._narrowed(piece, buffer.dim, dim, first, last) for piece in buffer.pieces)
+        return self._cut(self._noted(replace(buffer, pieces=pieces)), dim, start - first, stop - first)
 
     def _narrowed(self, piece: _Piece, along: int, dim: int, start: int, stop: int) -> _Piece:
         """Of a piece along one dimension, the entries ``[start, stop)`` along another."""
@@ -348,12 +372,23 @@ class _Writes:
         whole = self._cut(piece.value, along, piece.offset, piece.offset + piece.stop - piece.start)
         return replace(piece, value=self._cut(whole, dim, start, stop), offset=0)
 
+    def _filled(self, node: fx.Node, dim: int) -> tuple[int, int]:
+        """Entries ``[start, stop)`` of a tensor along ``dim`` that were written, but for what was not along another dimension."""
+        buffer = self.buffers.get(node)
+        if buffer is None:
+            return 0, shape_of(node)[dim]
+        written = [piece for piece in buffer.pieces if not _is_empty(piece.value)]
+        if not written:
+            return 0, 0
+        if buffer.dim == dim:
+            return written[0].start, written[-1].stop
+        each = [self._filled(p.value, dim - (p.offset is None and dim > buffer.dim)) for p in written]
+        return max(first for first, _ in each), min(last for _, last in each)
+
     def _has_empty(self, node: fx.Node) -> bool:
         """Whether a part of it was never written, so that a read of the rest had better not touch it."""
-        if node in self.buffers:
-            return any(self._has_empty(piece.value) for piece in self.buffers[node].pieces)
-        through = is_op(node, aten.slice.Tensor, aten.select.int, aten.permute.default, *_RESHAPES)
-        return is_op(node, _EMPTY) or (through and self._has_empty(operand(node)))
+        buffer = self.buffers.get(node)
+        return _is_empty(node) if buffer is None else any(self._has_empty(piece.value) for piece in buffer.pieces)
 
     def _cut(self, value: fx.Node, dim: int, start: int, stop: int) -> fx.Node:
         part = self._part(value, dim, start, stop)
@@ -395,6 +430,13 @@ def _static(node: fx.Node) -> bool:
     """Whether it is one tensor whose sizes do not depend on data."""
     value = node.meta.get("val")
     return isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape)
+
+
+def _is_empty(node: fx.Node) -> bool:
+    """Whether it is what ``torch.empty`` made, or a part of it."""
+    while is_op(node, aten.slice.Tensor, aten.select.int, aten.permute.default, *_RESHAPES):
+        node = operand(node)
+    return is_op(node, _EMPTY)
 
 
 def _pointwise(node: fx.Node) -> bool:
