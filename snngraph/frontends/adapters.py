@@ -20,6 +20,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any, ClassVar
 
 from torch import nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from snngraph import neurons
 from snngraph.errors import CaptureError, NameClashError
@@ -154,7 +155,8 @@ def found_in(model: nn.Module) -> list[Found]:
         if adapter is None:
             continue
         try:
-            result.append(Found(path, module, adapter, adapter.neuron(module)))
+            with unset_fake_temporarily():  # the axes of a model are found on fake tensors, which have no values to read
+                result.append(Found(path, module, adapter, adapter.neuron(module)))
         except NotCanonicalError as reason:
             result.append(Found(path, module, adapter, None, str(reason)))
     return result
@@ -176,7 +178,8 @@ def adapted(model: nn.Module, *, bitwise_only: bool = False) -> Iterator[None]:
 
     try:
         for found in found_in(model):
-            found.adapter.prepare(found.module)
+            with unset_fake_temporarily():
+                found.adapter.prepare(found.module)
             if found.neuron is None or (bitwise_only and not found.adapter.bitwise):
                 continue
             memory: dict[str, Any] = {}

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+import torch.fx.traceback as fx_traceback
 from torch import Tensor, fx
 from torch.export.graph_signature import InputKind, OutputKind
 
@@ -81,7 +82,7 @@ def exported_graph(
             notes = (f"the batch size is fixed at {batch}: {reason}",)
     if not free:
         raw = tracer(inputs)
-    graph, tensors, names = _without_prefix(raw, call)
+    graph, tensors, names = raw
     _name_neurons(graph)
     shapes = [tuple(x.shape) for x in (axes.resized(inputs, batch) if free else inputs)]
     specs = tuple(
@@ -149,7 +150,7 @@ class _Tracer:
             raise CaptureError(f"{where}\n  {type(error).__name__}: {_first_lines(error)}") from error
         finally:
             self.runner.reset()
-        raw = _flatten(program)
+        raw = _without_prefix(_flatten(program), self.call)
         writes.rewrite_writes(raw[0], raw[1])
         spell_out(raw[0])
         return raw
@@ -160,7 +161,8 @@ class _Tracer:
                 with exportable(), contextlib.redirect_stderr(io.StringIO()):  # it prints the graph of what it refuses
                     return torch.export.export(self.call, tuple(inputs), strict=False)
             model = recorded(self.call, inputs)
-        return torch.export.export(model, tuple(inputs), strict=False)
+        with fx_traceback.preserve_node_meta():  # module paths and source lines of the recorded nodes
+            return torch.export.export(model, tuple(inputs), strict=False)
 
 
 def _without_prefix(raw: Raw, call: Call) -> Raw:

@@ -6,67 +6,13 @@ canonical neuron does not express.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from snngraph.frontends.canonical import Canonical, Number, wide
-
-# -- SpikingJelly 2.0.0, activation_based --------------------------------------------------------------------------------------
-
-
-def _spikingjelly(module: Any, **charge: Any) -> Canonical:
-    reset = {"reset": "soft"} if module.v_reset is None else {"v_reset": module.v_reset}
-    rest = 0.0 if module.v_reset is None else module.v_reset
-    return Canonical({"threshold": module.v_threshold, "fire": ">=", **reset, **charge}, v_rest=rest)
-
-
-def spikingjelly_if(module: Any) -> Canonical:
-    """IFNode: `h = v + x`."""
-    return _spikingjelly(module)
-
-
-def spikingjelly_lif(module: Any) -> Canonical:
-    """LIFNode: `h = v + (x - (v - rest))/tau`, or `h = v - (v - rest)/tau + x` without decay_input; rest is v_reset, or 0."""
-    return _spikingjelly_leak(module, 1.0 / module.tau)
-
-
-def spikingjelly_plif(module: Any) -> Canonical:
-    """ParametricLIFNode: LIFNode with `1/tau = sigmoid(w)`."""
-    return _spikingjelly_leak(module, wide(module.w.sigmoid()))
-
-
-def _spikingjelly_leak(module: Any, rate: Number) -> Canonical:
-    charge: dict[str, Any] = {"decay": 1.0 - rate}
-    if module.decay_input:
-        charge["input_gain"] = rate
-    if module.v_reset:
-        charge["bias"] = module.v_reset * rate
-    return _spikingjelly(module, **charge)
-
-
-def spikingjelly_cubalif(module: Any) -> Canonical:
-    """CUBALIFNode: `i = c_decay*i + x; h = v_decay*v + i`."""
-    return _spikingjelly(module, decay=module.v_decay, syn_decay=module.c_decay)
-
-
-def spikingjelly_half_threshold_if(module: Any) -> Canonical:
-    """HalfThresholdIFNode: IF with a soft reset that starts at half the threshold."""
-    return replace(_spikingjelly(module), v_rest=module.v_threshold / 2.0)
-
-
-def spikingjelly_ternary_if(module: Any) -> Canonical:
-    """TernaryIFNode: IF that fires +1 at the threshold and -1 at its negative."""
-    return _spikingjelly(module, emit="signed")
-
-
-def spikingjelly_ternary_lif(module: Any) -> Canonical:
-    """TernaryLIFNode: as TernaryIFNode, charged as LIFNode."""
-    leaky = spikingjelly_lif(module)
-    return replace(leaky, parameters={**leaky.parameters, "emit": "signed"})
-
 
 # -- snnTorch 1.0 --------------------------------------------------------------------------------------------------------------
 

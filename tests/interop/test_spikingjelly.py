@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,13 +10,14 @@ import torch
 from torch import Tensor
 
 from snngraph import neurons
-from snngraph.frontends.canonical import Canonical
-from tests.interop import mappings
+from snngraph.frontends.canonical import NotCanonicalError
+from snngraph.frontends.spikingjelly import SpikingJelly
 from tests.interop.proof import Kind, Trace, assert_same_neuron, calibrated, stack
 
 spikingjelly = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
 surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate")
 
+ADAPTER = SpikingJelly()
 V_RESETS = [0.0, None, -0.25]
 
 
@@ -36,8 +36,8 @@ def drive(module: Any, x: Tensor) -> Trace:
     return trace
 
 
-def check(module: Any, mapping: Callable[[Any], Canonical], kind: Kind, dtype: torch.dtype, **options: Any) -> None:
-    canonical = mapping(module.to(dtype))
+def check(module: Any, kind: Kind, dtype: torch.dtype, **options: Any) -> None:
+    canonical = ADAPTER.neuron(module.to(dtype).eval())
     assert_same_neuron(canonical, lambda x: drive(module, x), calibrated(canonical, kind, dtype), **options)
 
 
@@ -46,7 +46,7 @@ def check(module: Any, mapping: Callable[[Any], Canonical], kind: Kind, dtype: t
 @pytest.mark.parametrize("v_reset", V_RESETS)
 def test_if(v_reset: float | None, kind: Kind, dtype: torch.dtype) -> None:
     module = spikingjelly.IFNode(v_reset=v_reset)
-    check(module, mappings.spikingjelly_if, kind, dtype, tolerance=0.0, ties=kind == "quantised")
+    check(module, kind, dtype, tolerance=0.0, ties=kind == "quantised")
 
 
 @pytest.mark.parametrize(("tau", "kind"), [(2.0, "random"), (1.7, "random"), (2.0, "quantised")])
@@ -54,7 +54,7 @@ def test_if(v_reset: float | None, kind: Kind, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("v_reset", V_RESETS)
 def test_lif(tau: float, v_reset: float | None, decay_input: bool, kind: Kind) -> None:
     module = spikingjelly.LIFNode(tau=tau, decay_input=decay_input, v_reset=v_reset, v_threshold=0.75)
-    check(module, mappings.spikingjelly_lif, kind, torch.float64, ties=kind == "quantised")
+    check(module, kind, torch.float64, ties=kind == "quantised")
 
 
 @pytest.mark.parametrize("kind", ["random", "quantised"])
@@ -64,13 +64,14 @@ def test_plif(v_reset: float | None, decay_input: bool, kind: Kind) -> None:
     module = spikingjelly.ParametricLIFNode(
         init_tau=2.0 if kind == "quantised" else 3.1, decay_input=decay_input, v_reset=v_reset
     )
-    check(module, mappings.spikingjelly_plif, kind, torch.float64, ties=kind == "quantised")
+    check(module, kind, torch.float64, ties=kind == "quantised")
 
 
-def test_plif_of_a_float32_model_fed_float64() -> None:
+def test_plif_of_a_float32_model_keeps_all_digits() -> None:
     module = spikingjelly.ParametricLIFNode(init_tau=3.1)
-    canonical = mappings.spikingjelly_plif(module)
-    assert_same_neuron(canonical, lambda x: drive(module, x), calibrated(canonical, "random"))
+    found, expected = ADAPTER.neuron(module).parameters, ADAPTER.neuron(copy.deepcopy(module).double()).parameters
+    assert found["decay"].dtype == torch.float64
+    assert found["decay"] == expected["decay"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -78,27 +79,48 @@ def test_plif_of_a_float32_model_fed_float64() -> None:
 @pytest.mark.parametrize("v_reset", V_RESETS)
 def test_cubalif(v_reset: float | None, kind: Kind, dtype: torch.dtype) -> None:
     module = spikingjelly.CUBALIFNode(c_decay=0.5, v_decay=0.75 if kind == "random" else 0.5, v_reset=v_reset)
-    check(module, mappings.spikingjelly_cubalif, kind, dtype, tolerance=0.0, ties=kind == "quantised")
+    check(module, kind, dtype, tolerance=0.0, ties=kind == "quantised")
 
 
 @pytest.mark.parametrize("kind", ["random", "quantised"])
 def test_half_threshold_if(kind: Kind) -> None:
     module = spikingjelly.HalfThresholdIFNode()
-    check(module, mappings.spikingjelly_half_threshold_if, kind, torch.float32, tolerance=0.0, ties=kind == "quantised")
+    check(module, kind, torch.float32, tolerance=0.0, ties=kind == "quantised")
 
 
 @pytest.mark.parametrize("kind", ["random", "quantised"])
 @pytest.mark.parametrize("v_reset", V_RESETS)
 def test_ternary_if(v_reset: float | None, kind: Kind) -> None:
     module = spikingjelly.TernaryIFNode(v_reset=v_reset)
-    check(module, mappings.spikingjelly_ternary_if, kind, torch.float32, tolerance=0.0, ties=kind == "quantised")
+    check(module, kind, torch.float32, tolerance=0.0, ties=kind == "quantised")
 
 
 @pytest.mark.parametrize("kind", ["random", "quantised"])
 @pytest.mark.parametrize("v_reset", V_RESETS)
 def test_ternary_lif(v_reset: float | None, kind: Kind) -> None:
     module = spikingjelly.TernaryLIFNode(tau=2.0, v_reset=v_reset)
-    check(module, mappings.spikingjelly_ternary_lif, kind, torch.float64, ties=kind == "quantised")
+    check(module, kind, torch.float64, ties=kind == "quantised")
+
+
+@pytest.mark.parametrize("v_reset", [0.0, None])
+def test_simple_neurons(v_reset: float | None) -> None:
+    check(spikingjelly.SimpleIFNode(v_reset=v_reset), "random", torch.float64, tolerance=0.0)
+    check(spikingjelly.SimpleLIFNode(tau=1.7, decay_input=False, v_reset=-0.25), "random", torch.float64)
+
+
+@pytest.mark.parametrize("name", ["OTTTLIFNode", "SLTTLIFNode"])
+def test_neurons_that_are_trained_online(name: str) -> None:
+    node = getattr(spikingjelly, name)(tau=1.7).double()
+    canonical = ADAPTER.neuron(node.eval())
+
+    def one_mode(x: Tensor) -> Trace:
+        module = copy.deepcopy(node)
+        return stack([(module(frame), module.v) for frame in x])
+
+    assert_same_neuron(canonical, one_mode, calibrated(canonical, "random"))
+    if name == "OTTTLIFNode":
+        with pytest.raises(NotCanonicalError, match=r"trace, too: call eval\(\)"):
+            ADAPTER.neuron(node.train())
 
 
 @pytest.mark.parametrize(
