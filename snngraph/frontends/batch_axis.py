@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
+from snngraph.frontends.operators import Constants, is_pointwise, squeezed_dims
 from snngraph.graph import LIF, LIF_STEP, RESHAPE, VIEWS, arguments, is_op, module_path, operand, origin_of, shape_of, source_line
 
 __all__ = ["FixedBatchError", "Raw", "equal_tensors", "free_the_batch", "spell_out"]
@@ -34,7 +35,6 @@ _RANDOM = (aten.rand.default, aten.randn.default, aten.randint.default, aten.ran
 _RESHAPES = (*VIEWS, aten.unsqueeze.default, aten.squeeze.dim, aten.squeeze.dims)
 _COPIES = (aten._to_copy.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.contiguous.default)
 _TO_THE_END = torch.iinfo(torch.int64).max
-_LARGEST_CONSTANT = 1 << 22
 
 
 class FixedBatchError(Exception):
@@ -103,7 +103,7 @@ class _Freeing:
         self.first = next(n for n in nodes if n.op in ("call_function", "output"))
         self.carrier: tuple[fx.Node, int] | None = None  # an input, and its batch axis
         self.like: dict[tuple[_Sizes, int], fx.Node] = {}
-        self.values: dict[fx.Node, Tensor | None] = {}
+        self.constants = Constants(self.tensors)  # for one sample: each is asked for after it was made thin
 
     def run(self) -> None:
         for node, twin in self.twin.items():
@@ -121,10 +121,6 @@ class _Freeing:
         return [d for d, (a, b) in enumerate(self.sizes.get(node, ())) if a != b]
 
     def _free(self, node: fx.Node, twin: fx.Node) -> None:
-        if is_op(node, aten.squeeze.default):
-            raise FixedBatchError(
-                f"squeeze() without a dimension drops the batch of a single sample too; name the dimension{_at(node)}"
-            )
         for targets, rule in self._rules():
             if is_op(node, *targets) and rule(node):
                 return
@@ -220,6 +216,10 @@ class _Freeing:
         """The sizes as they are where the model left one to be inferred."""
         source: fx.Node = operand(node)
         varying, shape = self._varying(node), shape_of(node)
+        if set(squeezed_dims(node)) & set(self._varying(source)):
+            raise FixedBatchError(
+                f"squeeze() without a dimension drops the batch of a single sample too; name the dimension{_at(node)}"
+            )
         if source in self.thin:
             if self._stays_thin(source, node):
                 node.target, node.args = RESHAPE, (source, [1 if d in varying else n for d, n in enumerate(shape)])
@@ -269,7 +269,7 @@ class _Freeing:
             return None
         (dim,) = varying
         rank = len(shape_of(node))
-        if _is_pointwise(node):
+        if is_pointwise(node):
             if any(self.thin[n] + rank - len(shape_of(n)) != dim for n in thin):
                 return None
             return -1 if any(self._varying(n) for n in node.all_input_nodes if n not in self.thin) else dim
@@ -310,28 +310,8 @@ class _Freeing:
             or (is_op(node, aten.mm.default) and dim == 0)
             or (is_op(node, aten.convolution.default) and dim == 0 and rank == len(shape_of(operand(node, 1))))
         )
-        value = self._value(thin[0]) if layer else None
+        value = self.constants.value(thin[0]) if layer else None
         return value is not None and not bool(value.any())
-
-    def _value(self, node: fx.Node) -> Tensor | None:
-        """The value of what is made of constants alone, for one sample."""
-        if node not in self.values:
-            self.values[node] = self._computed(node)
-        return self.values[node]
-
-    def _computed(self, node: fx.Node) -> Tensor | None:
-        if node.op == "get_attr":
-            return self.tensors[str(node.target)]
-        if node.op != "call_function" or torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
-            return None
-        values = {n: self._value(n) for n in node.all_input_nodes}
-        if any(value is None for value in values.values()) or math.prod(shape_of(node)) > _LARGEST_CONSTANT:
-            return None
-        args, keywords = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        function: Any = node.target
-        with torch.no_grad():
-            result = function(*args, **keywords)
-        return result if isinstance(result, Tensor) else None
 
     # -- expanding it to the batch -----------------------------------------------------------------------------------------
 
@@ -375,11 +355,6 @@ class _Freeing:
 
 def _target(node: fx.Node) -> Any:
     return None if node.op == "get_attr" else node.target
-
-
-def _is_pointwise(node: fx.Node) -> bool:
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
 
 def _differing(a: Any, b: Any) -> tuple[Any, Any] | None:

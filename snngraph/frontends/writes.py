@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from snngraph.frontends.operators import Constants, is_pointwise, is_static, squeezed_dims
 from snngraph.graph import VIEWS, arguments, is_op, operand, origin_of, shape_of
 
 __all__ = ["KEPT_WHOLE", "rewrite_writes"]
@@ -40,7 +41,6 @@ _UNDERSTOOD = (
     *(aten.copy.default, aten.select_scatter.default, aten.slice_scatter.default, aten.index_put.default),
     *(aten.select.int, aten.slice.Tensor, aten.index.Tensor),
 )
-_LARGEST_INDEX = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def rewrite_writes(graph: fx.Graph, tensors: dict[str, Tensor]) -> None:
 
 class _Writes:
     def __init__(self, graph: fx.Graph, tensors: dict[str, Tensor]) -> None:
-        self.graph, self.tensors = graph, tensors
+        self.graph, self.constants = graph, Constants(tensors)
         self.buffers: dict[fx.Node, _Buffer] = {}
         self.written: set[fx.Node] = set()  # the buffers that are not put together yet: writes, and views of them
         self.like: fx.Node  # the node that is being rewritten: where new ones come from
@@ -154,7 +154,7 @@ class _Writes:
 
     def _rewritten(self, node: fx.Node) -> fx.Node | None:
         """What takes the place of ``node``, if anything; a write is noted as a buffer and stays until all reads are known."""
-        if not _static(node):
+        if not is_static(node):
             return None
         found = _arguments(node) if node.target in _UNDERSTOOD else {}
         if is_op(node, aten.copy.default):
@@ -236,7 +236,7 @@ class _Writes:
         dim, index = given[0]
         if index.meta["val"].dtype == torch.bool:
             return self._write_where(self_, values, dim, index, accumulate)
-        positions = None if accumulate else self._constant(index)
+        positions = None if accumulate else self.constants.value(index)
         if positions is not None:
             self._write_at(node, self_, values, dim, positions)
         return None
@@ -273,31 +273,16 @@ class _Writes:
             whole, masks = operand(value), operand(value, 1)
             same = list(masks) == [None] * dim + [mask] and shape_of(whole) == shape_of(base)
             return whole if same else None
-        if _static(value):
+        if is_static(value):
             shape = shape_of(value)
             return value if len(shape) <= behind or (len(shape) == behind + 1 and shape[0] == 1) else None
-        if value.op != "call_function" or not (_pointwise(value) or is_op(value, aten._to_copy.default, aten.clone.default)):
+        if value.op != "call_function" or not (is_pointwise(value) or is_op(value, aten._to_copy.default, aten.clone.default)):
             return None
         parts = {n: self._unmasked(n, base, dim, mask, behind) for n in value.all_input_nodes}
         if any(part is None for part in parts.values()):
             return None
         args, keywords = fx.node.map_arg((value.args, value.kwargs), parts.__getitem__)
         return self._call(value.target, *args, **keywords)
-
-    def _constant(self, node: fx.Node) -> Tensor | None:
-        """The value of a small tensor that is made of constants alone."""
-        if node.op == "get_attr":
-            return self.tensors[str(node.target)]
-        if node.op != "call_function" or not _static(node) or node.meta["val"].numel() > _LARGEST_INDEX:
-            return None
-        values = {n: self._constant(n) for n in node.all_input_nodes}
-        if any(value is None for value in values.values()):
-            return None
-        args, keywords = fx.node.map_arg((node.args, node.kwargs), values.__getitem__)
-        function: Any = node.target
-        with torch.no_grad():
-            result = function(*args, **keywords)
-        return result if isinstance(result, Tensor) else None
 
     # -- reads -------------------------------------------------------------------------------------------------------------
 
@@ -330,7 +315,7 @@ class _Writes:
         if self_ not in self.buffers or len(given) != 1 or shape_of(given[0][1]):
             return None
         dim, index = given[0]
-        position = self._constant(index)
+        position = self.constants.value(index)
         kept = position is None or position.dtype == torch.bool
         return None if kept else self._entry(self_, dim, int(position or 0) % shape_of(self_)[dim])
 
@@ -426,22 +411,11 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     return {"self_" if name == "self" else name: value for name, value in arguments(node).items()}
 
 
-def _static(node: fx.Node) -> bool:
-    """Whether it is one tensor whose sizes do not depend on data."""
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and all(isinstance(n, int) for n in value.shape)
-
-
 def _is_empty(node: fx.Node) -> bool:
     """Whether it is what ``torch.empty`` made, or a part of it."""
     while is_op(node, aten.slice.Tensor, aten.select.int, aten.permute.default, *_RESHAPES):
         node = operand(node)
     return is_op(node, _EMPTY)
-
-
-def _pointwise(node: fx.Node) -> bool:
-    tags = getattr(node.target, "tags", ())
-    return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
 
 def _undone(node: fx.Node) -> fx.Node | None:
@@ -452,5 +426,7 @@ def _undone(node: fx.Node) -> fx.Node | None:
             return None
         first, second = ([d % len(shape_of(node)) for d in operand(n, 1)] for n in (before, node))
         return operand(before) if [first[d] for d in second] == sorted(first) else None
-    undone = is_op(before, *_RESHAPES) and shape_of(operand(before)) == shape_of(node)
-    return operand(before) if undone else None
+    if not is_op(before, *_RESHAPES) or shape_of(operand(before)) != shape_of(node):
+        return None
+    kept = [d for n in (before, node) for d in squeezed_dims(n) if shape_of(operand(n))[d] != 1]  # a batch, which may be 1
+    return None if kept else operand(before)
