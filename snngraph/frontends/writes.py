@@ -111,7 +111,7 @@ class _Writes:
                     node.replace_all_uses_with(value)
         self._settle()
         for node in reversed(list(self.graph.nodes)):
-            if not node.users and node.op in ("call_function", "get_attr"):
+            if not node.users and node.op in ("call_function", "get_attr") and not _is_mutation(node):
                 self.graph.erase_node(node)
 
     def _settle(self) -> None:
@@ -125,18 +125,17 @@ class _Writes:
                 continue
             seen.add(node)
             for source in node.all_input_nodes:
-                value = settled.get(source)
-                if value is None:
-                    value = settled[source] = self._settled(source)
-                if value is not source:
-                    node.replace_input_with(source, value)
-                waiting.append(value)
+                if source not in settled:
+                    settled[source] = self._settled(source)
+                if settled[source] is not source:
+                    node.replace_input_with(source, settled[source])
+                waiting.append(settled[source])
 
     def _settled(self, node: fx.Node) -> fx.Node:
         self.like = node
         with self.graph.inserting_before(node):
-            if node in self.written:
-                return self._assembled(self.buffers[node])
+            while node in self.written:  # what a buffer is may be another one
+                node = self._assembled(self.buffers[node])
             if is_op(node, _EMPTY) and node.meta["val"].is_floating_point() and node.meta["val"].numel():
                 keywords = {k: v for k, v in node.kwargs.items() if k != "memory_format"}
                 return self._call(aten.full.default, operand(node), math.nan, **keywords)
@@ -271,8 +270,8 @@ class _Writes:
             return value
         if is_op(value, aten.index.Tensor):
             whole, masks = operand(value), operand(value, 1)
-            same = list(masks) == [None] * dim + [mask] and shape_of(whole) == shape_of(base)
-            return whole if same else None
+            same = len(masks) == dim + 1 and set(masks[:dim]) <= {None} and shape_of(whole) == shape_of(base)
+            return whole if same and _equal(masks[dim], mask) else None
         if is_static(value):
             shape = shape_of(value)
             return value if len(shape) <= behind or (len(shape) == behind + 1 and shape[0] == 1) else None
@@ -409,6 +408,21 @@ class _Writes:
 def _arguments(node: fx.Node) -> dict[str, Any]:
     """All arguments of an operator call by name, to be passed to a method: ``self`` is ``self_``."""
     return {"self_" if name == "self" else name: value for name, value in arguments(node).items()}
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two arguments have the same value for being computed alike, as a condition that is written twice is."""
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(_equal, a, b))
+    if not (isinstance(a, fx.Node) and isinstance(b, fx.Node)) or a is b:
+        return a is b or (type(a) is type(b) and bool(a == b))
+    if not (a.op == b.op == "call_function") or a.target != b.target or a.kwargs != b.kwargs:
+        return False
+    return torch.Tag.nondeterministic_seeded not in getattr(a.target, "tags", ()) and _equal(a.args, b.args)
+
+
+def _is_mutation(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
 def _is_empty(node: fx.Node) -> bool:
