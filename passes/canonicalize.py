@@ -5,6 +5,7 @@
 * ``view``, ``squeeze``, ``unsqueeze``, ``flatten``: ``reshape``, with ``-1`` in the dimension that carries the batch; a reshape
   of a reshape is one.
 * A slice of one entry whose dimension is dropped: ``select``.
+* A masked assignment of one number (``x[mask] = 0``): ``where``.
 * The largest value along a dimension, without its position: ``amax`` (``amin``). Pooling to one value: ``mean`` or ``amax``.
 * An operator on constants alone: its value.
 * ``snn::`` operators: state, decay and threshold by position, everything else by name, what changes nothing left out, and
@@ -73,7 +74,7 @@ class Canonicalize(Pass):
         """Applies the rules in the order of the module's text, once over the graph each."""
         edit = Rewriter(graph)
         dims = batch_dims(graph)
-        for rule in (_drop_identities, _spell_reshapes, _spell_reductions):
+        for rule in (_drop_identities, _spell_reshapes, _spell_masks, _spell_reductions):
             for node in graph.nodes:
                 if node.op == "call_function":
                     rule(edit, node, dims)
@@ -124,6 +125,19 @@ def _spell_reshapes(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | Non
     node.target = RESHAPE
     node.args = (node.args[0], node.args[1] if was_view else shape)
     node.kwargs = {}
+
+
+def _spell_masks(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | None]) -> None:
+    """``x[mask] = number``, with a mask of the shape of ``x``."""
+    if not is_op(node, aten.index_put.default) or arguments(node)["accumulate"]:
+        return
+    source, indices, value = node.args[:3]
+    mask = indices[0] if isinstance(indices, list | tuple) and len(indices) == 1 else None
+    if not isinstance(mask, fx.Node) or not isinstance(source, fx.Node) or not isinstance(value, fx.Node):
+        return
+    if mask.meta["val"].dtype == torch.bool and _same_shape(mask, source, dims) and not shape_of(value):
+        edit.did(node, "a masked assignment is a select")
+        node.target, node.args, node.kwargs = aten.where.self, (mask, value, source), {}
 
 
 _EXTREMES = {aten.max.dim: aten.amax.default, aten.min.dim: aten.amin.default}

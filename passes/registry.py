@@ -31,6 +31,7 @@ _BUILTIN = {
     "fold_average_pool": "snngraph.passes.fold_average_pool:FoldAveragePool",
     "fold_batch_norm": "snngraph.passes.fold_batch_norm:FoldBatchNorm",
     "hoist_static": "snngraph.passes.hoist_static:HoistStatic",
+    "lift_neurons": "snngraph.passes.lift_neurons:LiftNeurons",
     "merge_time": "snngraph.passes.merge_time:MergeTime",
     "sink_scales": "snngraph.passes.sink_scales:SinkScales",
     "unroll_time": "snngraph.passes.unroll_time:UnrollTime",

@@ -13,6 +13,7 @@ from snngraph.passes.fold_attention import FoldAttention
 from snngraph.passes.fold_average_pool import FoldAveragePool
 from snngraph.passes.fold_batch_norm import FoldBatchNorm
 from snngraph.passes.hoist_static import HoistStatic
+from snngraph.passes.lift_neurons import LiftNeurons
 from snngraph.passes.merge_time import MergeTime
 from snngraph.passes.sink_scales import SinkScales
 
@@ -20,8 +21,8 @@ __all__ = ["capture", "default"]
 
 
 def capture() -> Pipeline:
-    """What every captured graph goes through: one spelling, time merged."""
-    return Pipeline((Canonicalize(), MergeTime(), Canonicalize(), EliminateDead()), title="capture")
+    """What every captured graph goes through: one spelling, neurons recognised, time merged."""
+    return Pipeline((Canonicalize(), LiftNeurons(), MergeTime(), Canonicalize(), EliminateDead()), title="capture")
 
 
 def default(target: str = "openvino", precision: Literal["fp32"] | str = "fp32") -> Pipeline:

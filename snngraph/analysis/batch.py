@@ -19,7 +19,8 @@ aten = torch.ops.aten
 
 _UNARY = (
     "relu sigmoid tanh gelu exp log sqrt rsqrt neg abs sin cos reciprocal clamp hardtanh leaky_relu elu erf floor ceil round "
-    "sign logical_not silu softplus hardswish hardsigmoid log1p expm1 trunc isnan _to_copy clone"
+    "sign logical_not silu softplus hardswish hardsigmoid log1p expm1 trunc isnan _to_copy clone bitwise_not square "
+    "full_like zeros_like ones_like"
 )
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
 ELEMENTWISE_UNARY = frozenset(getattr(aten, name).default for name in _UNARY.split())
@@ -27,7 +28,9 @@ ELEMENTWISE = (
     frozenset(getattr(aten, name).Tensor for name in ("add", "sub", "mul", "div", "remainder", *_COMPARISONS))
     | frozenset(getattr(aten, name).Scalar for name in _COMPARISONS)
     | frozenset((aten.where.self, aten.maximum.default, aten.minimum.default, aten.logical_and.default, aten.logical_or.default))
-    | frozenset((aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.div.Tensor_mode))
+    | frozenset((aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.div.Tensor_mode, aten.logical_xor.default))
+    | frozenset((aten.bitwise_and.Tensor, aten.bitwise_or.Tensor, aten.bitwise_xor.Tensor, aten.clamp.Tensor, aten.lerp.Scalar))
+    | frozenset((aten.clamp_min.default, aten.clamp_max.default, aten.clamp_min.Tensor, aten.clamp_max.Tensor))
     | ELEMENTWISE_UNARY
 )
 REDUCTIONS = frozenset((aten.mean.dim, aten.sum.dim_IntList, aten.amax.default, aten.amin.default))

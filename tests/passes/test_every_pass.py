@@ -17,6 +17,7 @@ from snngraph.passes.fold_attention import FoldAttention
 from snngraph.passes.fold_average_pool import FoldAveragePool
 from snngraph.passes.fold_batch_norm import FoldBatchNorm
 from snngraph.passes.hoist_static import HoistStatic
+from snngraph.passes.lift_neurons import LiftNeurons
 from snngraph.passes.merge_time import MergeTime
 from snngraph.passes.sink_scales import SinkScales
 from snngraph.passes.unroll_time import UnrollTime
@@ -32,6 +33,7 @@ PASSES: list[Pass] = [
     FoldAveragePool(),
     FoldBatchNorm(),
     HoistStatic(),
+    LiftNeurons(),
     MergeTime(),
     SinkScales(),
     UnrollTime(),

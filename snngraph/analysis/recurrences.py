@@ -1,0 +1,240 @@
+"""Recurrences in an unrolled graph: one value per step, each computed elementwise from the one before.
+
+A neuron shows as a *decision* per step (a comparison, a sign, a rounding) on a *potential*, and the potential of a step is
+computed elementwise from that of the step before. Decisions are grouped into chains by that, helped by the module and the source
+line they come from and by the step of the sequence they read. Nothing here is proved to be a neuron: that is for
+:mod:`snngraph.analysis.identification`, on the step functions found here.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import fx
+
+from snngraph.analysis.elementwise import DISCONTINUOUS, Elementwise, Program
+from snngraph.graph import arguments, is_op, module_path, shape_of, source_line
+
+__all__ = ["Chain", "Recurrence", "Step", "find_chains", "resolve"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The decisions of one candidate, in the order of time.
+
+    Args:
+        decisions: one operator of :data:`DISCONTINUOUS` per step.
+        paths: for each, what it decides on: its operand, and on through operators of one varying operand, up to the first
+            that joins several. As long as the shortest of them; empty where a decision joins two varying values itself.
+    """
+
+    decisions: tuple[fx.Node, ...]
+    paths: tuple[tuple[fx.Node, ...], ...]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One potential as a function of the one before and of inputs.
+
+    Args:
+        program: the operators.
+        inputs: what they read that depends on no earlier potential, in the order of their use.
+    """
+
+    program: Program
+    inputs: tuple[fx.Node, ...]
+
+
+@dataclass(frozen=True)
+class Recurrence:
+    """A chain whose potential of every step is a function of the one before and of inputs, and of nothing else.
+
+    Args:
+        decisions: as in :class:`Chain`.
+        potentials: what the decisions are about.
+        steps: the step functions of all potentials but the first.
+        input_is_first: whether the first potential itself is the input of every step (a constant input to a state of zero).
+    """
+
+    decisions: tuple[fx.Node, ...]
+    potentials: tuple[fx.Node, ...]
+    steps: tuple[Step, ...]
+    input_is_first: bool = False
+
+
+# -- chains of decisions -------------------------------------------------------------------------------------------------------
+
+
+def find_chains(area: Elementwise, steps: int) -> list[Chain]:
+    """The chains of decisions; those of ``steps`` decisions first, then shorter ones."""
+    left = [d for node in area.order if node in area and (d := _decision(area, node)) is not None]
+    found: list[list[_Decision]] = []
+    label = _labels(area, steps)
+    for key in _KEYS:
+        rest: list[_Decision] = []
+        for members in _grouped(left, key):
+            for connected in _connected(area, members):
+                whole = _split(area, connected, steps, label)
+                found.extend(whole)
+                rest.extend([] if whole else connected)
+        left = sorted(rest, key=lambda d: area.order[d.node])
+    for members in _grouped(left, _KEYS[0]):
+        found.extend(c for c in _connected(area, members) if 1 < len(c) < steps and _in_order(area, c))
+    return [_chain(members) for members in found]
+
+
+@dataclass(frozen=True)
+class _Decision:
+    node: fx.Node
+    path: tuple[fx.Node, ...]
+
+
+def _decision(area: Elementwise, node: fx.Node) -> _Decision | None:
+    if node.target not in DISCONTINUOUS or not area.operands(node):
+        return None
+    if not all(n.meta["val"].is_floating_point() for n in area.operands(node)):
+        return None
+    if len(area.operands(node)) > 1:
+        return _Decision(node, ())
+    path = [area.operands(node)[0]]
+    while len(operands := area.operands(path[-1])) == 1:
+        if path[-1].target in DISCONTINUOUS or not operands[0].meta["val"].is_floating_point():
+            return None  # it decides on what another decision made
+        path.append(operands[0])
+    return None if path[-1].target in DISCONTINUOUS else _Decision(node, tuple(path))
+
+
+def _signature(node: fx.Node) -> Any:
+    return node.target, tuple(a for a in node.args if not isinstance(a, fx.Node) or a.op == "get_attr")
+
+
+_KEYS: tuple[Callable[[_Decision], Any], ...] = (
+    lambda d: (module_path(d.node), source_line(d.node), _signature(d.node)),
+    lambda d: (module_path(d.node), _signature(d.node)),
+    lambda d: _signature(d.node),
+    lambda d: None,
+)
+
+
+def _grouped(decisions: list[_Decision], key: Callable[[_Decision], Any]) -> list[list[_Decision]]:
+    groups: dict[Any, list[_Decision]] = defaultdict(list)
+    for decision in decisions:
+        groups[key(decision), not decision.path].append(decision)
+    for members in groups.values():
+        length = min(len(m.path) for m in members)
+        members[:] = [_Decision(m.node, m.path[:length]) for m in members]
+    return list(groups.values())
+
+
+def _ends(area: Elementwise, decision: _Decision) -> list[fx.Node]:
+    return [decision.path[-1]] if decision.path else area.operands(decision.node)
+
+
+def _reached(area: Elementwise, decision: _Decision) -> set[fx.Node]:
+    return set().union(*(area.descendants(n) for n in _ends(area, decision)))
+
+
+def _connected(area: Elementwise, members: list[_Decision]) -> list[list[_Decision]]:
+    """The members in parts: the first that is left, and all that depend on it."""
+    parts = []
+    while members:
+        reached = _reached(area, members[0])
+        part = [members[0], *(m for m in members[1:] if any(n in reached for n in _ends(area, m)))]
+        parts.append(part)
+        members = [m for m in members if m not in part]
+    return parts
+
+
+def _in_order(area: Elementwise, members: list[_Decision]) -> bool:
+    """Whether each depends on the one before."""
+    seen: set[fx.Node] = set()
+    before: list[fx.Node] = []
+    for member in members:
+        new = set[fx.Node]()
+        for end in _ends(area, member):
+            new |= area.ancestors(end, seen | new)
+        read = {n for node in new for n in area.operands(node)}
+        if before and not any(n in read for n in before):
+            return False
+        seen |= new
+        before = _ends(area, member)
+    return True
+
+
+def _split(area: Elementwise, members: list[_Decision], steps: int, label: dict[fx.Node, int]) -> list[list[_Decision]]:
+    """Chains of ``steps`` members each, or none: by their step of the sequence, else taking turns, else one after the other."""
+    count, odd = divmod(len(members), steps)
+    if odd or steps < 2:
+        return []
+    by_step = sorted(members, key=lambda m: label[m.node])
+    even = all(label[m.node] == k // count for k, m in enumerate(by_step))
+    ways = [[members[k::count] for k in range(count)], [members[k * steps : (k + 1) * steps] for k in range(count)]]
+    if even:
+        ways.insert(0, [by_step[k::count] for k in range(count)])
+    return next((way for way in ways if all(_in_order(area, chain) for chain in way)), [])
+
+
+def _labels(area: Elementwise, steps: int) -> dict[fx.Node, int]:
+    """The latest step of the sequence that every node reads, -1 where it reads none."""
+    found: dict[fx.Node, int] = {}
+    for node in area.order:
+        found[node] = max((found[n] for n in node.all_input_nodes), default=-1)
+        if is_op(node, aten.select.int):
+            given = arguments(node)
+            if shape_of(given["self"])[given["dim"]] == steps:
+                found[node] = max(found[node], given["index"] % steps)
+    return found
+
+
+def _chain(members: Iterable[_Decision]) -> Chain:
+    members = list(members)
+    length = min(len(m.path) for m in members)
+    return Chain(tuple(m.node for m in members), tuple(m.path[:length] for m in members))
+
+
+# -- step functions ------------------------------------------------------------------------------------------------------------
+
+
+def resolve(area: Elementwise, chain: Chain) -> Recurrence | str:
+    """The chain's potentials, as near to the decisions as they carry all that goes on; or why there are none."""
+    if not chain.paths[0]:
+        return "it compares two values that both change over time, as an adaptive threshold does"
+    first = chain.paths[0][-1]
+    touched = area.descendants(first)
+    for k in range(len(chain.paths[0])):
+        potentials = tuple(path[k] for path in chain.paths)
+        found = _step_functions(area, potentials, touched, first)
+        if found is not None:
+            steps, input_is_first = found
+            if not any(step.inputs for step in steps):
+                return "its steps have no input"
+            return Recurrence(chain.decisions, potentials, steps, input_is_first)
+    return "a step depends on more of its past than the membrane potential of the step before"
+
+
+def _step_functions(
+    area: Elementwise, potentials: tuple[fx.Node, ...], touched: set[fx.Node], first: fx.Node
+) -> tuple[tuple[Step, ...], bool] | None:
+    seen = area.ancestors(potentials[0])
+    steps, older = [], set()
+    for before, potential in pairwise(potentials):
+        new = area.ancestors(potential, seen)
+        seen |= new
+        program = Program(area, [potential], new & touched)
+        if before not in program.leaves:
+            return None
+        others = tuple(n for n in program.leaves if n is not before)
+        older |= {n for n in others if n in touched}
+        steps.append(Step(program, others))
+    if older and (older != {first} or first is not potentials[0] or len(steps) < 2):
+        return None
+    if older:
+        steps[0] = Step(steps[0].program, (first,))
+    return tuple(steps), bool(older)
