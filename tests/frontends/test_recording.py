@@ -13,6 +13,8 @@ from snngraph import neurons
 class Policy(nn.Module):
     """An actor and a critic; the distribution checks the probabilities that it is given."""
 
+    scale: Tensor
+
     def __init__(self, reads: bool = False) -> None:
         super().__init__()
         self.fc = nn.Linear(4, 8)
