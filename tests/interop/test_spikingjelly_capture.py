@@ -16,12 +16,12 @@ from snngraph.frontends.canonical import NotCanonicalError
 from snngraph.frontends.spikingjelly import SpikingJelly
 from tests.interop.nets import assert_same_net, run
 
-neuron = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
+neuron: Any = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
 functional = pytest.importorskip("spikingjelly.activation_based.functional")
 layer = pytest.importorskip("spikingjelly.activation_based.layer")
 surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate")
 
-T, N = 5, 3
+T, N = 3, 2
 V_RESETS = {"zero": 0.0, "soft": None, "negative": -0.25}
 Node = Callable[[], nn.Module]
 
@@ -122,7 +122,7 @@ def test_strict_surrogate_functions_are_kept() -> None:
     [
         (lambda: surrogate.Sigmoid(spiking=False), "Sigmoid is no step from 0 to 1"),
         (lambda: torch.sign, "sign is no step from 0 to 1"),
-        (lambda: lambda u: u.view(3, 5), "does not take a plain tensor"),
+        (lambda: lambda u: u.view(3, 7), "does not take a plain tensor"),
     ],
 )
 def test_surrogate_functions_that_are_no_step(function: Callable[[], Any], reason: str) -> None:
@@ -350,28 +350,28 @@ def test_other_states_of_the_library_are_reset() -> None:
 # -- what is not canonical -----------------------------------------------------------------------------------------------------
 
 
-class OwnCharge(neuron.SimpleLIFNode):  # type: ignore[misc]
+class OwnCharge(neuron.SimpleLIFNode):
     def neuronal_charge(self, x: Tensor) -> None:
         self.v = 0.9 * self.v + x
 
 
-class OwnReset(neuron.SimpleIFNode):  # type: ignore[misc]
+class OwnReset(neuron.SimpleIFNode):
     def neuronal_reset(self, spike: Tensor) -> None:
         self.v = self.v * (1 - 0.5 * spike)
 
 
-class OwnFire(neuron.SimpleIFNode):  # type: ignore[misc]
+class OwnFire(neuron.SimpleIFNode):
     def neuronal_fire(self) -> Tensor:
         return 2 * self.surrogate_function(self.v - 0.5)  # type: ignore[no-any-return]
 
 
-class OwnStep(neuron.LIFNode):  # type: ignore[misc]
+class OwnStep(neuron.LIFNode):
     def single_step_functional_forward(self, inputs: Any, states: Any, **kwargs: Any) -> Any:
         (spike,), states = super().single_step_functional_forward((inputs[0] * 2,), states, **kwargs)
         return (spike,), states
 
 
-class OwnForward(neuron.LIFNode):  # type: ignore[misc]
+class OwnForward(neuron.LIFNode):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * 0.5  # type: ignore[no-any-return]
 
@@ -381,11 +381,11 @@ class Mixin:
         return super().single_step_forward(x + 1)  # type: ignore[misc,no-any-return]
 
 
-class Mixed(Mixin, neuron.LIFNode):  # type: ignore[misc]
+class Mixed(Mixin, neuron.LIFNode):
     pass
 
 
-class OnlyNamed(neuron.LIFNode):  # type: ignore[misc]
+class OnlyNamed(neuron.LIFNode):
     """Other defaults, another text: the same neuron."""
 
     def __init__(self, **options: Any) -> None:
@@ -457,7 +457,6 @@ OTHERS: dict[str, tuple[Node, str]] = {
     "MaskedPSN": (lambda: neuron.MaskedPSN(3, T, lambda_init=1.0), "weighted sum over time steps"),
     "MaskedPSN, blended": (lambda: neuron.MaskedPSN(3, T, lambda_init=0.3), "weighted sum over time steps"),
     "DSRIFNode": (lambda: neuron.DSRIFNode(T, 1.0), "forgets"),
-    "DSRLIFNode": (lambda: neuron.DSRLIFNode(T, v_threshold=0.1), "forgets"),
     "GatedLIFNode": (lambda: neuron.GatedLIFNode(T), "last spike"),
     "ILCLIFNode": (lambda: neuron.ILCLIFNode(4, 4), "connected with one another"),
     "NoisyCUBALIFNode": (lambda: neuron.NoisyCUBALIFNode(16, is_training=False), "noise"),
