@@ -40,6 +40,7 @@ from snngraph.passes.lift_neurons import RECOGNISED, LiftNeurons
 __all__ = ["trace"]
 
 _AUTO = "auto"
+_MANY_NODES = 1000
 _LARGE_NET = 5e7  # numbers that all operators together compute for one sample
 
 
@@ -170,7 +171,8 @@ def _captured(
         compare_float64(exact, graph, fresh, "with its batch size free")
         graph.facts = replace(graph.facts, notes=(*graph.notes, f"the neurons keep their own arithmetic: {error}"))
         return graph
-    if graph.free_batch and axes.batch is not None and not _is_large(graph):  # a large net takes long, and is not special
+    small = len(exact.graph.nodes) < _MANY_NODES and not _is_large(graph)
+    if graph.free_batch and axes.batch is not None and small:  # a large net takes long, and is no other kind of net
         size = 3 if axes.batch == 2 else 2
         other = fresh_inputs(axes.resized(inputs, size))
         resized = exported_graph(call, other, replace(axes, batch=size), runner, own=True, free=False)
