@@ -161,8 +161,11 @@ def found_in(model: nn.Module) -> list[Found]:
         try:
             with unset_fake_temporarily():  # the axes of a model are found on fake tensors, which have no values to read
                 result.append(Found(path, module, adapter, adapter.neuron(module)))
-        except NotCanonicalError as reason:
-            result.append(Found(path, module, adapter, None, str(reason)))
+        except NotCanonicalError as refusal:
+            result.append(Found(path, module, adapter, None, str(refusal)))
+        except Exception as error:  # another version of the library, whose module has other attributes
+            reason = f"the adapter does not know this version of {adapter.name} ({type(error).__name__}: {error})"
+            result.append(Found(path, module, adapter, None, reason))
     return result
 
 

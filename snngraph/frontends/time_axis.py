@@ -177,10 +177,9 @@ def _by_counting(
     Twice as many steps make more of them, a loop being written out; twice the batch makes as many, and a larger result.
     """
     axes = range(min(x.dim() for x in inputs))
-    doubled = {a: shapes.watch([torch.cat([x, x], a) for x in inputs]) for a in axes if a not in (time_dim, batch_dim)}
-    before = shapes.example
-    runs = {a: after for a, after in doubled.items() if after is not None}
-    longer = [a for a, after in runs.items() if after.operators > before.operators]
+    # Twice and four times as large: a model may treat the size of its last use, the example's, otherwise than others.
+    runs = {a: pair for a in axes if a not in (time_dim, batch_dim) and (pair := _larger(shapes, inputs, a)) is not None}
+    longer = [a for a, (few, many) in runs.items() if many.operators > few.operators]
     if time_dim == _AUTO:
         if len(longer) != 1:
             shown = ", ".join(str(list(x.shape)) for x in inputs)
@@ -200,19 +199,25 @@ def _by_counting(
         )
     steps = time_steps if time_steps is not None else inputs[0].shape[time_dim or 0]
     if batch_dim is None:
-        candidates = [a for a, after in runs.items() if a != time_dim and _doubles(before, after)]
+        candidates = [a for a, pair in runs.items() if a != time_dim and _grows(*pair)]
         batch_dim = min(candidates, default=None)
     return Axes(steps, time_dim, batch_dim, None if batch_dim is None else inputs[0].shape[batch_dim])
 
 
-def _doubles(before: _Watcher, after: _Watcher) -> bool:
+def _larger(shapes: _Shapes, inputs: Sequence[Tensor], axis: int) -> tuple[_Watcher, _Watcher] | None:
+    """What is seen when the example is twice and four times as large; ``None`` if the model does not take it."""
+    few, many = (shapes.watch([torch.cat([x] * times, axis) for x in inputs]) for times in (2, 4))
+    return None if few is None or many is None else (few, many)
+
+
+def _grows(few: _Watcher, many: _Watcher) -> bool:
     """Whether as many operators gave results that are twice as large in one dimension each."""
 
     def twice(a: Tensor, b: Tensor) -> bool:
         differing = [(m, n) for m, n in zip(a.shape, b.shape, strict=True) if m != n] if a.dim() == b.dim() else []
         return len(differing) == 1 and differing[0][1] == 2 * differing[0][0]
 
-    return after.operators == before.operators and all(map(twice, before.result, after.result))
+    return many.operators == few.operators and all(map(twice, few.result, many.result))
 
 
 def _neuron_batch(watcher: _Watcher) -> tuple[int, int, int]:
