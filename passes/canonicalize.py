@@ -1,7 +1,7 @@
 """One spelling per operator: identities go, constants are folded (in float64), equal expressions are computed once.
 
-* ``clone``, ``detach``, ``alias``, dropout in evaluation, casts between floating types, ``x * 1``, ``x / 1``, views and
-  permutations that change nothing: their input.
+* ``clone``, ``detach``, ``alias``, dropout in evaluation, casts between floating types, ``x * 1``, ``x / 1``, ``x + 0``, views
+  and permutations that change nothing: their input.
 * ``view``, ``squeeze``, ``unsqueeze``, ``flatten``: ``reshape``, with ``-1`` in the dimension that carries the batch; a reshape
   of a reshape is one.
 * A slice of one entry whose dimension is dropped: ``select``. An entry of a stack: what was stacked.
@@ -96,7 +96,7 @@ def _drop_identities(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | No
         is_op(node, *_COPIES)
         or (is_op(node, aten._to_copy.default) and _both_floating(node, source))
         or (is_op(node, aten.mul.Tensor, aten.div.Tensor) and same and edit.graph.number(node.args[1]) == 1.0)
-        or (is_op(node, aten.sub.Tensor) and same and edit.graph.number(node.args[1]) == 0.0)
+        or (is_op(node, aten.add.Tensor, aten.sub.Tensor) and same and edit.graph.number(node.args[1]) == 0.0)
         or (is_op(node, RESHAPE, *_RESHAPES, aten.expand.default) and same)
         or (is_op(node, aten.permute.default) and list(operand(node, 1)) == list(range(len(shape_of(node)))))
         or (is_op(node, aten.slice.Tensor) and same and len(node.args) < 5)

@@ -32,7 +32,7 @@ from snngraph.frontends.call import Call
 from snngraph.frontends.export import exported_graph
 from snngraph.frontends.proof import compare_bitwise, compare_float64, compare_on, fresh_inputs, trainable_as_in
 from snngraph.frontends.runner import Runner, few, what_it_leaves
-from snngraph.frontends.time_axis import Axes, infer_axes
+from snngraph.frontends.time_axis import Axes, infer_axes, runs_longer
 from snngraph.graph import Recognition, SpikingGraph, arguments, is_op, module_path, operand, shape_of, source_line
 from snngraph.passes.base import Note
 from snngraph.passes.lift_neurons import RECOGNISED, LiftNeurons
@@ -116,7 +116,8 @@ def trace(
                 "it has no batch axis: give time_dim=0 if it is time, time_dim=None if the example is a static batch"
             )
         captured = _captured(call, inputs, expected, axes, runner, neurons)
-    _refuse_unread_steps(captured)
+        if time_steps is None:
+            _refuse_unread_steps(captured, runner, inputs)
     if mixing := _batch_statistics(captured):
         text = (
             f"batch statistics: {few(mixing)} normalises by the mean and variance of the batch it is given (no running "
@@ -201,14 +202,17 @@ def _recognitions(neurons: Sequence[adapters.Found], notes: Sequence[Note]) -> t
     return (*known.values(), *written)
 
 
-def _refuse_unread_steps(graph: SpikingGraph) -> None:
-    """A loop of a fixed length over a longer input: the steps that it leaves out."""
+def _refuse_unread_steps(graph: SpikingGraph, runner: Runner, inputs: Sequence[Tensor]) -> None:
+    """A loop of a fixed length over a longer input: the steps that it leaves out.
+
+    A neuron that fires from the potential of the step before leaves out the last as well, but its loop grows with the input.
+    """
     for spec, node in zip(graph.inputs, (n for n in graph.nodes if n.op == "placeholder"), strict=True):
         for dim, size in enumerate(shape_of(node)):
             reads = [_entries(user, dim, size) for user in node.users]
             read = {k for entries in reads if entries is not None for k in entries}
             partial = reads and None not in reads and len(read) < size and dim != spec.batch_dim
-            if not partial or (dim != spec.time_dim and read != set(range(graph.time.steps))):
+            if not partial or (dim != spec.time_dim and read != set(range(graph.time.steps))) or runs_longer(runner, inputs, dim):
                 continue
             raise TimeAxisError(
                 f"the model reads {len(read)} of the {size} entries of axis {dim} of the example: its number of steps is fixed "

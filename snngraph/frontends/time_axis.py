@@ -7,6 +7,7 @@ and if the first neuron's input at step 0 does not depend on the last of them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snngraph.errors import ForwardFailedError, TimeAxisError
 from snngraph.frontends import adapters, state
 from snngraph.frontends.runner import Runner
+from snngraph.frontends.source import called_from
 from snngraph.graph import LIF, LIF_STEP
 
-__all__ = ["Axes", "infer_axes"]
+__all__ = ["Axes", "infer_axes", "runs_longer"]
 
 _AUTO = "auto"
+_COMPARISONS = frozenset(
+    getattr(getattr(torch.ops.aten, name), kind) for name in ("gt", "ge", "lt", "le") for kind in ("Tensor", "Scalar")
+) | {torch.ops.aten.heaviside.default, torch.ops.aten.sign.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +60,14 @@ class _Watcher(TorchDispatchMode):
         self.chain: dict[int, tuple[Tensor | None, int, int]] = {}
         self.first_chain: list[Tensor] = []
         self.operators = 0
+        self.comparisons: Counter[tuple[str, ...]] = Counter()  # by where in the model's code they stand
         self.result: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.operators += 1
+        if func in _COMPARISONS:
+            self.comparisons[called_from()] += 1
         if func is LIF:
             self.sequences.append(args[0])
         elif func is LIF_STEP:
@@ -70,6 +78,12 @@ class _Watcher(TorchDispatchMode):
             if chain == 0:
                 self.first_chain.append(args[0])
         return result
+
+    @property
+    def repeated_comparisons(self) -> int | None:
+        """How often most comparisons of the model's code run, if more than once: the steps that it makes of a static input."""
+        often = Counter(count for count in self.comparisons.values() if count > 1)
+        return often.most_common(1)[0][0] if often else None
 
     @property
     def first(self) -> Tensor | None:
@@ -180,28 +194,31 @@ def _by_counting(
     # Twice and four times as large: a model may treat the size of its last use, the example's, otherwise than others.
     runs = {a: pair for a in axes if a not in (time_dim, batch_dim) and (pair := _larger(shapes, inputs, a)) is not None}
     longer = [a for a, (few, many) in runs.items() if many.operators > few.operators]
+    repeated = shapes.example.repeated_comparisons
     if time_dim == _AUTO:
-        if len(longer) != 1:
+        if len(longer) > 1 or not (longer or repeated):
             shown = ", ".join(str(list(x.shape)) for x in inputs)
-            found = (
-                f"axes {longer} each look like it" if longer else "no axis makes the model run more operators when it is longer"
-            )
+            none = "no axis makes the model run more operators when it is longer"
+            found = f"axes {longer} each look like it" if longer else none
             raise TimeAxisError(
                 f"no spiking neuron that snngraph knows was seen, and {found}: which axis of the example {shown} is time can not "
                 "be told; give time_dim=, or, if one call is one step, time_steps="
             )
-        time_dim = longer[0]
+        time_dim = longer[0] if longer else None
     assert not isinstance(time_dim, str)
-    if time_steps is None and time_dim is None:
-        raise TimeAxisError(
-            "no spiking neuron that snngraph knows was seen: nothing tells how many steps the model makes of a static input. Let "
-            "it take one step, and give time_steps="
-        )
-    steps = time_steps if time_steps is not None else inputs[0].shape[time_dim or 0]
+    steps = time_steps or (repeated or 1 if time_dim is None else inputs[0].shape[time_dim])
     if batch_dim is None:
         candidates = [a for a, pair in runs.items() if a != time_dim and _grows(*pair)]
         batch_dim = min(candidates, default=None)
     return Axes(steps, time_dim, batch_dim, None if batch_dim is None else inputs[0].shape[batch_dim])
+
+
+def runs_longer(runner: Runner, inputs: Sequence[Tensor], axis: int) -> bool:
+    """Whether the model runs more operators when ``axis`` of its input has two more entries."""
+    shapes = _Shapes(runner, inputs)
+    last = [x.narrow(axis, x.shape[axis] - 1, 1) for x in inputs]
+    after = shapes.watch([torch.cat([x, y, y], axis) for x, y in zip(inputs, last, strict=True)])
+    return after is not None and after.operators > shapes.example.operators
 
 
 def _larger(shapes: _Shapes, inputs: Sequence[Tensor], axis: int) -> tuple[_Watcher, _Watcher] | None:
