@@ -20,7 +20,7 @@ from torch import fx
 from snngraph.analysis.elementwise import DISCONTINUOUS, Elementwise, Program
 from snngraph.graph import arguments, is_op, module_path, shape_of, source_line
 
-__all__ = ["Chain", "Recurrence", "Step", "find_chains", "resolve"]
+__all__ = ["Chain", "Recurrence", "Step", "find_chains", "resolve", "step_functions"]
 
 aten = torch.ops.aten
 
@@ -210,7 +210,7 @@ def resolve(area: Elementwise, chain: Chain) -> Recurrence | str:
     touched = area.descendants(first)
     for k in range(len(chain.paths[0])):
         potentials = tuple(path[k] for path in chain.paths)
-        found = _step_functions(area, potentials, touched, first)
+        found = step_functions(area, potentials, touched, first)
         if found is not None:
             steps, input_is_first = found
             if not any(step.inputs for step in steps):
@@ -219,9 +219,20 @@ def resolve(area: Elementwise, chain: Chain) -> Recurrence | str:
     return "a step depends on more of its past than the membrane potential of the step before"
 
 
-def _step_functions(
+def step_functions(
     area: Elementwise, potentials: tuple[fx.Node, ...], touched: set[fx.Node], first: fx.Node
 ) -> tuple[tuple[Step, ...], bool] | None:
+    """Every value but the first as a function of the one before and of inputs.
+
+    Args:
+        area: the elementwise operators.
+        potentials: the values, in the order of time.
+        touched: what depends on the first of them.
+        first: where that begins.
+
+    Returns:
+        The functions, and whether ``first`` is the input of every step; ``None`` when a step reads more of the past.
+    """
     seen = area.ancestors(potentials[0])
     steps, older = [], set()
     for before, potential in pairwise(potentials):
