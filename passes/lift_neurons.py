@@ -28,7 +28,7 @@ from torch import Tensor, fx
 from snngraph.analysis.elementwise import Elementwise
 from snngraph.analysis.families import Families
 from snngraph.analysis.firing import Emitted, emitted, firings
-from snngraph.analysis.identification import StepFunction, identify, is_step_of
+from snngraph.analysis.identification import identify, is_step_of
 from snngraph.analysis.recurrences import Recurrence, find_chains, resolve
 from snngraph.analysis.sequences import Fed, Input, is_neuron_over_time, over_time
 from snngraph.analysis.synapses import with_synapse
@@ -91,14 +91,13 @@ def _found(edit: Rewriter) -> list[_Lifted]:
 def _identified(area: Elementwise, recurrence: Recurrence, families: Families) -> _Lifted | str:
     """The neuron and its proof, or why there is none."""
     potentials = recurrence.potentials
-    functions = [StepFunction(*at) for at in zip(recurrence.steps, potentials, potentials[1:], strict=False)]
     reason = "its decision to fire is not a threshold on its membrane potential"
     for firing in firings(area, potentials[0]):
-        neuron = identify(functions[-1], firing)
+        neuron = identify(recurrence.steps[-1], firing, has_state=recurrence.has_state)
         if isinstance(neuron, str):
             reason = neuron
             continue
-        if not all(is_step_of(neuron, function) for function in functions):
+        if not all(is_step_of(neuron, step) for step in recurrence.steps):
             reason = f"it is not {neuron}, which it resembles"
             continue
         for fed in (with_synapse(area, recurrence, neuron, families), over_time(area, recurrence, neuron, families)):

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 from snngraph.analysis.elementwise import Elementwise, Program
 from snngraph.analysis.families import Families
 from snngraph.analysis.firing import along_probes, tidy
-from snngraph.analysis.identification import Neuron, StepFunction
+from snngraph.analysis.identification import Neuron
 from snngraph.analysis.recurrences import Recurrence, Step, step_functions
 from snngraph.analysis.sequences import Fed, Input, counterparts, rest_before
 
@@ -76,12 +76,11 @@ def _absorbed(
     currents: tuple[fx.Node, ...],
     steps: tuple[Step, ...],
 ) -> Fed | None:
-    functions = [StepFunction(*at) for at in zip(steps, currents, currents[1:], strict=False)]
-    line = _line(functions[-1])
+    line = _line(steps[-1])
     scaled = [_scaled(area, u, y) for u, y in zip(read, currents[1:], strict=True)]
     if (
         line is None
-        or not all(_is_line(f, *line) for f in functions)
+        or not all(_is_line(step, *line) for step in steps)
         or any(s is None or not _equal(s, scaled[0]) for s in scaled)
     ):
         return None
@@ -97,7 +96,7 @@ def _absorbed(
     v = rest_before(area, Neuron(kept, (one,)), recurrence.potentials[0], Input(currents[:1], (one,)))
     if v is None:
         return None
-    constants = functions[-1].program.constants
+    constants = steps[-1].program.constants
     synapse = {"syn_decay": tidy(decay, constants), "syn_gain": tidy(gains[0], constants)}
     if bool((synapse["syn_gain"] == 1).all()):
         del synapse["syn_gain"]
@@ -128,31 +127,31 @@ def _start(
     return None, Input((first,), (tidy(1 / gain, []),))
 
 
-def _numbers(function: StepFunction, rows: Sequence[Sequence[float]]) -> Tensor:
+def _numbers(step: Step, rows: Sequence[Sequence[float]]) -> Tensor:
     """The results for rows of the state and the inputs."""
-    columns = [along_probes(torch.tensor(c, dtype=torch.float64), function.potential) for c in zip(*rows, strict=True)]
-    return function(columns[0], columns[1:])
+    columns = [along_probes(torch.tensor(c, dtype=torch.float64), step.potential) for c in zip(*rows, strict=True)]
+    return step(columns[0], columns[1:])[step.potential]
 
 
-def _line(function: StepFunction) -> tuple[Tensor, tuple[Tensor, ...]] | None:
-    """Decay and gains, if the function has no offset and every input counts."""
-    count = len(function.inputs)
+def _line(step: Step) -> tuple[Tensor, tuple[Tensor, ...]] | None:
+    """Decay and gains, if the step has no offset and every input counts."""
+    count = len(step.inputs)
     rows = [[0.0] * (count + 1), *([float(j == k) for j in range(count + 1)] for k in range(count + 1))]
-    values = _numbers(function, rows)
+    values = _numbers(step, rows)
     decay, *gains = values[1:]
     usable = bool((values[0] == 0).all() & (gains[0] != 0).all() & values.isfinite().all())
     return (decay, tuple(gains)) if usable else None
 
 
-def _is_line(function: StepFunction, decay: Tensor, gains: Sequence[Tensor]) -> bool:
+def _is_line(step: Step, decay: Tensor, gains: Sequence[Tensor]) -> bool:
     generator = torch.Generator().manual_seed(0)
     scales = torch.tensor([0.01, 1.0, 100.0, 1e4], dtype=torch.float64).repeat(64)
     rows = torch.randn(len(gains) + 1, 256, generator=generator, dtype=torch.float64) * scales
-    columns = [along_probes(r, function.potential) for r in rows]
-    found = function(columns[0], columns[1:])
+    columns = [along_probes(r, step.potential) for r in rows]
+    found = step(columns[0], columns[1:])[step.potential]
     terms = [w * c for w, c in zip((decay, *gains), columns, strict=True)]
     size = sum(t.abs() for t in terms)
-    return len(gains) == len(function.inputs) and bool(((found - sum(terms)).abs() <= _EXACT * size).all())
+    return len(gains) == len(step.inputs) and bool(((found - sum(terms)).abs() <= _EXACT * size).all())
 
 
 def _scaled(area: Elementwise, read: fx.Node, current: fx.Node) -> tuple[Tensor, Tensor] | None:
