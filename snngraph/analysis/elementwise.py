@@ -45,7 +45,9 @@ class Elementwise:
         self._operands: dict[fx.Node, list[fx.Node]] = {}
         self._constants: dict[fx.Node, Tensor] = {}
         for node in self.order:
-            if node.op == "placeholder" or (any(n in self._varies for n in node.all_input_nodes) and not _is_filled(node)):
+            if node.op == "placeholder" or (
+                any(n in self._varies for n in node.all_input_nodes) and self._filled_with(node) is None
+            ):
                 self._varies.add(node)
                 if self._is_elementwise(node):
                     self._operands[node] = [n for n in node.all_input_nodes if n in self._varies]
@@ -65,6 +67,14 @@ class Elementwise:
         return all(isinstance(n.meta["val"], Tensor) for n in node.all_input_nodes) and all(
             shape_of(n) == shape for n in node.all_input_nodes if n in self._varies
         )
+
+    def _filled_with(self, node: fx.Node) -> float | None:
+        """The number that all entries of a node are, whatever its operands: of a fill, or a product with zero."""
+        if is_op(node, *_ONES):
+            return 1.0
+        if is_op(node, *_ZEROS) or (is_op(node, aten.mul.Tensor) and any(self.graph.number(a) == 0.0 for a in node.args)):
+            return 0.0
+        return float(operand(node, 1)) if is_op(node, *_FILLED) and isinstance(operand(node, 1), bool | int | float) else None
 
     def ancestors(self, node: fx.Node, known: Collection[fx.Node] = ()) -> set[fx.Node]:
         """Everything ``node`` is computed from by elementwise operators, itself included, without what is ``known``."""
@@ -98,17 +108,13 @@ class Elementwise:
         known = self.graph.constant(node)
         if known is not None:
             return known.double() if known.is_floating_point() else known
-        if _is_filled(node):
-            fill = float(operand(node, 1)) if is_op(node, *_FILLED) else float(is_op(node, *_ONES))
+        fill = self._filled_with(node)
+        if fill is not None:
             return torch.tensor(fill, dtype=torch.float64 if node.meta["val"].is_floating_point() else node.meta["val"].dtype)
         if shape_of(node) and torch.Size(shape_of(node)).numel() > _LARGEST_CONSTANT and node.target not in ELEMENTWISE:
             raise ValueError(f"{node} is a large constant that is not written out")
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.constant)
         return _run(node, args, kwargs)
-
-
-def _is_filled(node: fx.Node) -> bool:
-    return is_op(node, *_ONES, *_ZEROS) or (is_op(node, *_FILLED) and isinstance(operand(node, 1), bool | int | float))
 
 
 def _compact(value: Tensor) -> Tensor:
