@@ -47,7 +47,7 @@ class Neuron:
         return f"lif({', '.join(f'{k}={_show(v)}' for k, v in self.parameters.items())})"
 
     def stepped(self, before: Tensor, inputs: Sequence[Tensor]) -> ops.NeuronOutput:
-        """A step from the potential ``before`` (of a delayed reset: what that left), ``[P, ...]``, by the operator's definition."""
+        """A step from the potential ``before`` (what a delayed reset left), ``[P, ...]``, by the operator's definition."""
         x = sum((w * u for w, u in zip(self.weights, inputs, strict=True)), torch.zeros_like(before))
         zero = torch.zeros((), dtype=torch.float64)
         given = dict(self.parameters)
