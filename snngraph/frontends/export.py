@@ -105,8 +105,9 @@ def exported_graph(
 
 
 def _refuse_random_numbers(graph: SpikingGraph) -> None:
+    live = graph.live_nodes
     for node in graph.nodes:
-        if node in graph.live_nodes and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if node in live and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise RandomnessError(
                 f"the model draws random numbers in forward: {describe(node)}. A compiled model can not: draw them outside and "
                 "pass them in (a Poisson encoder's spikes are then the model's input), or call model.eval()"
