@@ -75,8 +75,9 @@ def state_behind(neuron: Canonical, memory: dict[Any, Any], v: Any = None, i: An
     """The operator's state for a library's ``v`` and ``i``: the very one that :func:`state_shown` made them of, if it did."""
     state = neuron.start(v, i)
     for name, shown in (("v", v), ("i", i)):
-        if id(shown) in memory:
-            state[name] = memory[id(shown)][1]
+        _, behind, version = memory.get(id(shown), (None, None, None))
+        if behind is not None and _version(shown) == version:  # not written to since
+            state[name] = behind
     return state
 
 
@@ -94,8 +95,13 @@ def state_shown(neuron: Canonical, out: NeuronOutput, memory: dict[Any, Any], be
     """
     v, i = neuron.state(out._replace(v=_potential(neuron, out, before)) if out.h.dim() == out.v.dim() else out)
     for shown, state in ((v, out.v), (i, out.i)):
-        memory[id(shown)] = (shown, state)  # kept alive, so its id stays its own
+        memory[id(shown)] = (shown, state, _version(shown))  # kept alive, so its id stays its own
     return v, i
+
+
+def _version(tensor: Tensor) -> int:
+    """How often it has been written to; tensors of inference mode do not count that, and the graph's proof has to see it."""
+    return -1 if tensor.is_inference() else tensor._version
 
 
 def _potential(neuron: Canonical, out: NeuronOutput, before: Any) -> Tensor:

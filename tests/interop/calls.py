@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 import snngraph
 from snngraph.analysis.spikes import run_with_spikes
 from snngraph.frontends import adapters, state
+from snngraph.frontends.call import outputs_of
 
 Run = Callable[[Tensor], Any]
 
@@ -22,9 +22,9 @@ def assert_same_calls(model: nn.Module, x: Tensor, run: Run | None = None, *, to
     with state.fresh_state(model), torch.no_grad():
         assert all(found.neuron is not None for found in adapters.found_in(model))
         with state.unchanged(model):
-            expected = pytree.tree_leaves(run(x))
+            expected = outputs_of(run(x))
         with adapters.adapted(model):
-            found = pytree.tree_leaves(run(x))
+            found = outputs_of(run(x))
     assert len(found) == len(expected)
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b.expand(a.shape).to(a.dtype), rtol=0, atol=tolerance)
@@ -48,7 +48,7 @@ def traced(
     assert {layer.name: len(layer.nodes) for layer in graph.neurons} == layers
     fresh = x.flatten()[torch.randperm(x.numel(), generator=torch.Generator().manual_seed(1))].view(x.shape)
     with state.fresh_state(model), torch.no_grad():
-        expected = pytree.tree_leaves((run or model)(fresh))
+        expected = outputs_of((run or model)(fresh))
     found, spikes = run_with_spikes(graph, [fresh])
     for name, fired in spikes.items():
         rate = (fired != 0).double().mean().item()
@@ -56,7 +56,7 @@ def traced(
     _assert_close(found, expected)
     if engine:
         with snngraph.build(snngraph.optimize(graph, target="onnxruntime"), target="onnxruntime", threads=1) as built:
-            _assert_close([torch.from_numpy(y) for y in pytree.tree_leaves(built.run(fresh.numpy()))], expected)
+            _assert_close(outputs_of(built.run(fresh)), expected)
     return graph
 
 

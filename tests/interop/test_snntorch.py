@@ -216,6 +216,24 @@ def test_state_that_the_caller_made(kind: str, states: int) -> None:
     assert_same_calls(module, inputs("random"), lambda x: module(x[0], mem=state[0]))
 
 
+def test_state_written_in_place() -> None:
+    """The operator's own state must not be mistaken for one that was changed meanwhile."""
+
+    def run(x: Tensor) -> Any:
+        recorded = []
+        for t, frame in enumerate(x):
+            recorded.append([part.clone() for part in module(frame)])
+            if t == 3:
+                module.mem.mul_(0.25)
+            if t == 6:
+                module.mem[:, ::2] = 0.5
+        return recorded
+
+    for kind in ("Leaky", "Synaptic"):
+        module = cell(kind, init_hidden=True, output=True)
+        assert_same_calls(module, inputs("random"), run)
+
+
 def test_one_module_for_two_streams() -> None:
     module = cell("Leaky", reset_delay=False)
 
