@@ -34,8 +34,9 @@ from snngraph.graph import LIF_STEP, OUTPUT_NAMES, SpikingGraph, module_path, or
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
 
-__all__ = ["LiftNeurons"]
+__all__ = ["RECOGNISED", "LiftNeurons"]
 
+RECOGNISED = "recognised as "  # begins the note of every neuron that was
 aten = torch.ops.aten
 
 
@@ -150,7 +151,7 @@ def _write(edit: Rewriter, lifted: _Lifted, name: str) -> None:
     keywords = {**{k: n for k, n in constants.items() if k not in ("decay", "threshold")}, **options}
     if options["reset"] == "hard":
         keywords.setdefault("v_reset", constants.get("v_reset"))
-    edit.did(lifted.recurrence.decisions[0], f"recognised as {neuron}")
+    edit.did(lifted.recurrence.decisions[0], f"{RECOGNISED}{neuron}")
     for potential, given, spikes in zip(potentials, lifted.inputs, lifted.spikes, strict=True):
         with graph.inserting_before(potential.next):
             x = _sum(edit, given)

@@ -71,4 +71,9 @@ def capture(
         graph = snngraph.trace(model, inputs, **trace.keywords())
     for text in graph.notes:
         out.note(f"note: {text}")
+    kept = [found for found in graph.recognitions if not found.form]
+    if kept:
+        out.note(f"neurons: {len(graph.recognitions) - len(kept)} recognised, {len(kept)} kept as ordinary operators:")
+        for found in kept:
+            out.note(f"  {found}")
     return Captured(model, inputs, graph)

@@ -97,7 +97,7 @@ def exported_graph(
         name=type(call.inner).__name__,
         notes=(*notes, *tracer.notes),
         dtype=torch.float32,
-        output_names=call.names,
+        output_names=runner.output_names,
     )
     result = SpikingGraph(graph, tensors, facts)
     _refuse_random_numbers(result)

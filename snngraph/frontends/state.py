@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from snngraph.frontends import adapters
 
-__all__ = ["Snapshot", "fresh_state", "reset_state", "unchanged"]
+__all__ = ["Snapshot", "fresh_state", "reset_state", "tensors_in", "unchanged"]
 
 # What PyTorch keeps for itself, and the functions that a capture puts there: not the model's state.
 _PLUMBING = frozenset(("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"))
@@ -31,7 +31,7 @@ class Snapshot:
         self.model = model
         self._kept = [(path, module, _attributes(module)) for path, module in model.named_modules()]
         # Values, too: a state may be written in place. Containers are copied along with the tensors they hold.
-        self._values = {id(t): (t, t.detach().clone()) for _, _, kept in self._kept for t in _tensors(kept)}
+        self._values = {id(t): (t, t.detach().clone()) for _, _, kept in self._kept for t in tensors_in(kept)}
         self._copies = [{k: _copy(v) for k, v in kept[0].items()} for _, _, kept in self._kept]
 
     def restore(self) -> None:
@@ -105,15 +105,16 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, or in the lists, tuples and dictionaries that it is made of."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         for v in value.values():
-            yield from _tensors(v)
+            yield from tensors_in(v)
     elif isinstance(value, list | tuple):
         for v in value:
-            yield from _tensors(v)
+            yield from tensors_in(v)
 
 
 def _same_tensor(a: Tensor, b: Tensor) -> bool:
