@@ -172,7 +172,8 @@ def test_networks_with_state() -> None:
     stepped = norse.SequentialState(torch.nn.Linear(CHANNELS, 8), CELLS["LIF"](), torch.nn.Linear(8, 4), CELLS["LIFBox"]())
 
     def by_hand(x: Tensor) -> Any:
-        state, recorded = None, []
+        state: Any = None
+        recorded = []
         for frame in x:
             spikes, state = stepped(frame, state)
             recorded.append(spikes)

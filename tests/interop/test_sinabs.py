@@ -118,7 +118,7 @@ def connection() -> nn.Module:
 
 
 LAYERS: dict[str, Any] = {
-    "IAF": lambda **o: layers.IAF(**o),
+    "IAF": layers.IAF,
     "LIF": lambda **o: layers.LIF(5.0, **o),
     "LIF with synapse": lambda **o: layers.LIF(5.0, tau_syn=3.0, norm_input=False, **o),
     "IAFSqueeze": lambda **o: layers.IAFSqueeze(num_timesteps=16, **o),

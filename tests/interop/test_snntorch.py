@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -254,7 +255,7 @@ def test_recurrence_of_a_convolution_and_one_to_one() -> None:
     x = torch.randn(4, 2, 3, 5, 5, dtype=torch.float64)
     for options in ({"conv2d_channels": 3, "kernel_size": 3}, {"all_to_all": False, "V": 0.5}):
         module = snntorch.RLeaky(beta=0.7, spike_grad=step, **options).double()
-        assert_same_calls(module, x, lambda x, module=module: passed(module, x))
+        assert_same_calls(module, x, functools.partial(passed, module))
 
 
 def test_reset_of_a_model_reaches_no_other() -> None:
