@@ -70,7 +70,7 @@ class Convolutional(nn.Module):
         self.conv = louder(nn.Conv2d(1, 4, 3))
         self.lif1 = snn.Lapicque(beta=0.7, init_hidden=True)
         self.pool = nn.MaxPool2d(2)
-        self.fc = louder(nn.Linear(4 * 3 * 3, 3))
+        self.fc = louder(nn.Linear(4 * 3 * 3, 3), 8.0)
         self.lif2 = snn.Leaky(beta=0.9, init_hidden=True, output=True, reset_mechanism="none")
 
     def forward(self, x: Tensor) -> Any:
