@@ -47,7 +47,7 @@ def inspect(
     target: Target = "openvino",
 ) -> None:
     """Show an engine file's manifest, or a model's graph before and after the passes."""
-    if Path(model).is_file() or Path(model).suffix == ".snn":
+    if Path(model).suffix != ".nir" and (Path(model).is_file() or Path(model).suffix == ".snn"):
         _artifact(out, Path(model))
         return
     import snngraph

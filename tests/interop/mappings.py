@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from snngraph.frontends.canonical import Canonical, Number
+from snngraph.frontends.canonical import Canonical
 
 # -- the four families' own neurons (MODELS.md) --------------------------------------------------------------------------------
 
@@ -34,40 +30,3 @@ def res_lif_delayed(decay: float = 0.25, threshold: float = 0.5) -> Canonical:
 def tet_lif(decay: float = 0.5, threshold: float = 1.0) -> Canonical:
     """TET-LIF: `h = decay*v + x`, fires strictly above the threshold, hard reset to 0."""
     return Canonical({"decay": decay, "threshold": threshold, "v_reset": 0.0, "fire": ">"})
-
-
-# -- NIR 1.0 -------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Euler:
-    """Explicit Euler steps of `dt` for a NIR node. A NIR file says nothing of steps, nor of the initial potential."""
-
-    dt: float = 1.0
-    fire: str = ">"
-    v_rest: Number = 0.0
-
-    def nir_if(self, node: Any) -> Canonical:
-        """IF: `dv/dt = R*I`."""
-        return self._canonical(node, input_gain=torch.as_tensor(node.r) * self.dt)
-
-    def nir_lif(self, node: Any) -> Canonical:
-        """LIF: `tau*dv/dt = v_leak - v + R*I`."""
-        return self._canonical(node, **self._membrane(node, node.tau))
-
-    def nir_cubalif(self, node: Any) -> Canonical:
-        """CubaLIF: `tau_syn*dI/dt = -I + w_in*S`, then the membrane as LIF with the current just computed.
-
-        Where a simulator charges with the current of the step before, give the operator the input one step late.
-        """
-        rate = self.dt / torch.as_tensor(node.tau_syn)
-        synapse = {"syn_decay": 1 - rate, "syn_gain": rate * torch.as_tensor(node.w_in)}
-        return self._canonical(node, **self._membrane(node, node.tau_mem), **synapse)
-
-    def _membrane(self, node: Any, tau: Any) -> dict[str, Tensor]:
-        rate = self.dt / torch.as_tensor(tau)
-        return {"decay": 1 - rate, "input_gain": rate * torch.as_tensor(node.r), "bias": rate * torch.as_tensor(node.v_leak)}
-
-    def _canonical(self, node: Any, **charge: Tensor) -> Canonical:
-        levels = {"threshold": torch.as_tensor(node.v_threshold), "v_reset": torch.as_tensor(node.v_reset)}
-        return Canonical({**levels, **charge, "fire": self.fire}, v_rest=self.v_rest)
