@@ -97,7 +97,7 @@ def test_recurrent() -> None:
 
 def test_one_step_after_another() -> None:
     """Called with one step at a time: the state stays in the layers, and the steps are one neuron."""
-    net = nn.Sequential(nn.Linear(6, 8), layers.LIF(5.0), nn.Linear(8, 3), layers.IAF())
+    net = nn.Sequential(nn.Linear(6, 8), layers.LIF(5.0), nn.Linear(8, 3), layers.IAF(spike_threshold=torch.tensor(0.25)))
     x = 15 * torch.rand(STEPS, 2, 1, 6)
     traced(net, x, {"1": 1, "3": 1}, lambda x: torch.stack([net(frame) for frame in x]), time_steps=STEPS)
 
