@@ -31,7 +31,7 @@ def louder(layer: Any, gain: float = 4.0) -> Any:
 
 
 class FullyConnected(nn.Module):
-    """A static image, states handed on by hand, spikes and potentials recorded and stacked at the end."""
+    """A static image, states handed on by hand, one of them detached, spikes and potentials recorded and stacked at the end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class FullyConnected(nn.Module):
         syn2, mem2 = self.lif2.init_synaptic()
         spk_rec, mem_rec, mem1_rec = [], [], []
         for _ in range(STEPS):
-            spk1, mem1 = self.lif1(self.fc1(x), mem1)
+            spk1, mem1 = self.lif1(self.fc1(x), mem1.detach())
             spk2, syn2, mem2 = self.lif2(self.fc2(spk1), syn2, mem2)
             spk3, mem3 = self.lif3(self.fc3(spk2), mem3)
             spk_rec.append(spk3)
