@@ -201,6 +201,8 @@ def _rounded(value: Tensor, unit: Tensor) -> Tensor:
 
 def is_step_of(neuron: Neuron, function: StepFunction, seed: int = 0) -> bool:
     """Whether ``function`` is a step of ``neuron``, on many numbers."""
+    if len(function.inputs) != len(neuron.weights):
+        return False
     threshold, like = neuron.parameters["threshold"], function.potential
     count = max(64, min(4096, _NUMBERS // max(1, _extent(neuron, function))))
     generator = torch.Generator().manual_seed(seed)
