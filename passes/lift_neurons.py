@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from snngraph.analysis.elementwise import Elementwise
+from snngraph.analysis.elementwise import Elementwise, TooLargeError
 from snngraph.analysis.families import Families
 from snngraph.analysis.firing import Emitted, emitted, firings
 from snngraph.analysis.identification import identify, is_step_of
@@ -39,6 +39,7 @@ from snngraph.types import Exactness
 __all__ = ["LiftNeurons"]
 
 aten = torch.ops.aten
+_MOST_NEURONS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -70,10 +71,11 @@ class _Lifted:
 def _found(edit: Rewriter) -> list[_Lifted]:
     area = Elementwise(edit.graph)
     recurrences: dict[tuple[fx.Node, ...], Recurrence] = {}
-    for chain in find_chains(area, edit.graph.time.steps):
+    chains, refused = find_chains(area, edit.graph.time.steps)
+    for chain in chains:
         found = resolve(area, chain)
         if isinstance(found, str):
-            edit.refuse(chain.decisions[0], found)
+            refused[chain.decisions[0]] = found
         elif not any(set(found.potentials) <= set(other) for other in recurrences):
             recurrences[found.potentials] = found
     known = {h: (k, t) for k, potentials in enumerate(recurrences) for t, h in enumerate(potentials)}
@@ -82,15 +84,28 @@ def _found(edit: Rewriter) -> list[_Lifted]:
     for recurrence in recurrences.values():
         lifted = _identified(area, recurrence, families)
         if isinstance(lifted, str):
-            edit.refuse(recurrence.decisions[0], lifted)
+            refused[recurrence.decisions[0]] = lifted
         else:
             result.append(lifted)
+    inner = {n for lifted in result for step in lifted.recurrence.steps for n in step.program.nodes}
+    for decision, reason in refused.items():
+        if decision not in inner:
+            edit.refuse(decision, reason)
     return result
 
 
 def _identified(area: Elementwise, recurrence: Recurrence, families: Families) -> _Lifted | str:
-    """The neuron and its proof, or why there is none."""
+    """The neuron, proved, or why there is none."""
+    try:
+        return _proved(area, recurrence, families)
+    except TooLargeError as error:
+        return str(error)
+
+
+def _proved(area: Elementwise, recurrence: Recurrence, families: Families) -> _Lifted | str:
     potentials = recurrence.potentials
+    if recurrence.steps[-1].program.extent.numel() > _MOST_NEURONS:
+        return f"its parameters differ for more than {_MOST_NEURONS} neurons"
     reason = "its decision to fire is not a threshold on its membrane potential"
     for firing in firings(area, potentials[0]):
         neuron = identify(recurrence.steps[-1], firing, has_state=recurrence.has_state)

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from snngraph.analysis.batch import ELEMENTWISE
 from snngraph.graph import SpikingGraph, is_op, operand, shape_of
 
-__all__ = ["DISCONTINUOUS", "Elementwise", "Program"]
+__all__ = ["DISCONTINUOUS", "Elementwise", "Program", "TooLargeError"]
 
 aten = torch.ops.aten
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
@@ -29,6 +29,10 @@ _FILLED = (aten.full.default, aten.full_like.default)
 _ONES, _ZEROS = (aten.ones.default, aten.ones_like.default), (aten.zeros.default, aten.zeros_like.default)
 _TIE = 1e-12
 _LARGEST_CONSTANT = 1 << 22
+
+
+class TooLargeError(Exception):
+    """A constant that is not written out is too large to be computed."""
 
 
 class Elementwise:
@@ -98,7 +102,7 @@ class Elementwise:
         """The value, in float64, of a node that depends on no input (or on its shape alone); 0-d if all its entries are equal.
 
         Raises:
-            ValueError: it is too large to be computed here.
+            TooLargeError: it is too large to be computed here.
         """
         if node not in self._constants:
             self._constants[node] = _compact(self._value(node))
@@ -112,7 +116,7 @@ class Elementwise:
         if fill is not None:
             return torch.tensor(fill, dtype=torch.float64 if node.meta["val"].is_floating_point() else node.meta["val"].dtype)
         if shape_of(node) and torch.Size(shape_of(node)).numel() > _LARGEST_CONSTANT and node.target not in ELEMENTWISE:
-            raise ValueError(f"{node} is a large constant that is not written out")
+            raise TooLargeError(f"{node} is a large constant that is not written out")
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.constant)
         return _run(node, args, kwargs)
 
@@ -151,9 +155,14 @@ class Program:
             waiting.extend(reversed(area.operands(node)))
         self.leaves = list(leaves)
         self.nodes = sorted(found, key=area.order.__getitem__)
+        self._results = set(results)
+        self._last: dict[fx.Node, list[fx.Node]] = {}  # node -> what nothing after it reads
+        last_reader = {n: reader for reader in self.nodes for n in area.operands(reader)}
+        for node in found - self._results:
+            self._last.setdefault(last_reader[node], []).append(node)
 
     def run(self, given: Mapping[fx.Node, Tensor], *, ties: bool = False) -> dict[fx.Node, Tensor]:
-        """The values of all nodes for those of the leaves.
+        """The values of the results for those of the leaves.
 
         Args:
             given: ``[P, ...]``, for every leaf.
@@ -161,13 +170,19 @@ class Program:
         """
         values = dict(given)
         for node in self.nodes:
-            if node in values:
-                continue
             args, kwargs = fx.node.map_arg(
                 (node.args, node.kwargs), lambda n: values[n] if n in values else self._area.constant(n)
             )
             values[node] = _run(node, _tied(node, args) if ties else args, kwargs)
-        return values
+            for done in self._last.get(node, ()):
+                del values[done]
+        return {node: values[node] for node in self._results}
+
+    @property
+    def extent(self) -> torch.Size:
+        """The extent in which its constants vary."""
+        extent: torch.Size = torch.broadcast_shapes(*(c.shape for c in self.constants))
+        return extent
 
     @property
     def constants(self) -> list[Tensor]:

@@ -55,7 +55,7 @@ class Families:
         if recurrent is not None:
             return recurrent[1], self._name(("recurrent", recurrent[0]))
         if node.op != "call_function":
-            return _STATIC, self._name(node)
+            return _STATIC, self._name(node.target if node.op == "get_attr" else node)
         if is_op(node, aten.select.int):
             given = arguments(node)
             source, dim = given["self"], given["dim"]

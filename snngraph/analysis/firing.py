@@ -13,9 +13,10 @@ from snngraph.analysis.elementwise import Elementwise, Program
 from snngraph.graph import shape_of
 from snngraph.ops import emit_spikes
 
-__all__ = ["Emitted", "Firing", "along_probes", "emitted", "firings", "tidy", "unit_of"]
+__all__ = ["Emitted", "Firing", "along_probes", "emitted", "firings", "sampled", "tidy", "unit_of"]
 
 _STEPS = 41
+_NUMBERS = 1 << 18  # at a time
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,15 @@ def along_probes(values: Tensor, like: fx.Node) -> Tensor:
     return values.reshape(-1, *[1] * len(shape_of(like)))
 
 
+def sampled(pool: Tensor, extent: torch.Size, like: fx.Node) -> Tensor:
+    """Numbers ``[P]`` for every neuron, as values of a node: all of them, or some at random where there are many neurons."""
+    neurons = extent.numel()
+    if len(pool) * neurons <= _NUMBERS:
+        return along_probes(pool, like)
+    chosen = torch.randint(len(pool), (max(4, _NUMBERS // neurons), neurons), generator=torch.Generator().manual_seed(2))
+    return pool[chosen].reshape(-1, *[1] * (len(shape_of(like)) - len(extent)), *extent)
+
+
 def _jump(functions: _Functions, node: fx.Node, value: Tensor, emit: str) -> list[Firing]:
     """Where ``node`` first stops being what it is far below: to the last bit, then moved to the constant that is meant."""
     grid, low = _grid(), value[0]
@@ -132,7 +142,7 @@ def emitted(area: Elementwise, potential: fx.Node, firing: Firing) -> list[Emitt
     spread = torch.randn(1024, generator=generator, dtype=torch.float64) * torch.tensor([0.01, 1.0, 4.0, 100.0]).repeat(256)
     near = torch.tensor([s * 10.0**-k for k in range(1, 9) for s in (1, -1)], dtype=torch.float64)
     sides = (1.0, -1.0) if firing.emit == "signed" else (1.0,)
-    offsets = along_probes(torch.cat([spread, near, _grid()]), potential)
+    offsets = sampled(torch.cat([near, _grid(), spread]), firing.threshold.shape, potential)
     h = torch.cat([side * firing.threshold + unit * offsets for side in sides])
     ties = torch.cat([along_probes(torch.tensor([side], dtype=torch.float64), potential) * firing.threshold for side in sides])
     values, at = functions(h), functions(ties, ties=True)

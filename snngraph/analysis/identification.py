@@ -20,15 +20,16 @@ import torch
 from torch import Tensor
 
 from snngraph import ops
-from snngraph.analysis.firing import Firing, along_probes, tidy, unit_of
+from snngraph.analysis.firing import Firing, along_probes, sampled, tidy, unit_of
 from snngraph.analysis.recurrences import Step
 
 __all__ = ["Neuron", "identify", "is_step_of"]
 
 _CLOSE = 1e-9  # relative: to tell readings apart
 _EXACT = 1e-10  # relative: of the proof
-_NUMBERS = 1 << 17  # per operator of the proof
+_PROBES = 4096
 _FAR = 1e4
+_NEUTRAL = {"input_gain": 1.0, "bias": 0.0}
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Neuron:
         return f"lif({', '.join(f'{k}={_show(v)}' for k, v in self.parameters.items())})"
 
     def stepped(self, before: Tensor, inputs: Sequence[Tensor]) -> ops.NeuronOutput:
-        """A step from the potential ``before`` (of a delayed reset: what that left), ``[P, ...]``, by the operator's definition."""
+        """A step from the potential ``before`` (with a delayed reset: what that left), ``[P, ...]``, as the operator does."""
         x = sum((w * u for w, u in zip(self.weights, inputs, strict=True)), torch.zeros_like(before))
         zero = torch.zeros((), dtype=torch.float64)
         given = dict(self.parameters)
@@ -75,15 +76,14 @@ def identify(step: Step, firing: Firing, *, has_state: bool = False) -> Neuron |
     parameters = reading.parameters()
     if isinstance(parameters, str):
         return parameters
-    constants = step.program.constants
-    gain = reading.gains[0]
-    if bool((gain == 0).any()):
+    if bool((reading.gains[0] == 0).any()):
         return "an input does not reach every neuron"
-    if not bool((gain == 1).all()):
-        parameters["input_gain"] = gain
-    tidied = {k: tidy(a, constants) if isinstance(a, Tensor) else a for k, a in parameters.items()}
-    shared = {"threshold": firing.threshold, "fire": firing.fire, **({} if firing.emit == "spike" else {"emit": firing.emit})}
-    return Neuron({"decay": tidied.pop("decay"), **shared, **tidied}, tuple(tidy(g / gain, constants) for g in reading.gains))
+    constants = step.program.constants
+    charge = {"decay": parameters.pop("decay"), "input_gain": reading.gains[0], "bias": parameters.pop("bias")}
+    tidied = {k: tidy(a, constants) if isinstance(a, Tensor) else a for k, a in (charge | parameters).items()}
+    kept = {k: a for k, a in tidied.items() if k not in _NEUTRAL or not bool((torch.as_tensor(a) == _NEUTRAL[k]).all())}
+    fires = {"threshold": firing.threshold, "fire": firing.fire, **({} if firing.emit == "spike" else {"emit": firing.emit})}
+    return Neuron(fires | kept, tuple(tidy(g / reading.gains[0], constants) for g in reading.gains))
 
 
 class _Reading:
@@ -105,9 +105,8 @@ class _Reading:
         """The next potential, from ``distance`` units above the threshold."""
         like = self._step.potential
         h = along_probes(torch.zeros(1, dtype=torch.float64), like) + self._potential(distance)
-        values = [
-            along_probes(torch.full((1,), (inputs or {}).get(k, 0.0), dtype=torch.float64), like) for k in range(self._count)
-        ]
+        numbers = [(inputs or {}).get(k, 0.0) for k in range(self._count)]
+        values = [along_probes(torch.tensor([x], dtype=torch.float64), like) for x in numbers]
         return self._step(h, values)[like][0]
 
     @property
@@ -119,17 +118,18 @@ class _Reading:
         return bool(((a - b).abs() <= _CLOSE * size).all())
 
     def parameters(self) -> dict[str, Any] | str:
-        """Arguments of the operator, without the threshold; or why there are none."""
+        """Arguments of the operator, without the threshold and the gain; or why there are none."""
         if not all(bool(a.isfinite().all()) for a in (self.decay, self.bias, *self.gains)):
             return "its membrane potential is not finite"
+        if not self._near(self._at(-0.1), self.decay * self._potential(-0.1) + self.bias):
+            return "it is not linear below its threshold"
         reset = self._reset()
         if isinstance(reset, str):
             return reset
         floor = self._floor(reset)
         if isinstance(floor, str):
             return floor
-        bias = {} if bool((self.bias == 0).all()) else {"bias": self.bias}
-        return {"decay": self.decay, **bias, **reset, **floor}
+        return {"decay": self.decay, "bias": self.bias, **reset, **floor}
 
     def _reset(self) -> dict[str, Any] | str:
         above, further = self._at(0.25), self._at(0.5)
@@ -190,9 +190,8 @@ def _rounded(value: Tensor, unit: Tensor) -> Tensor:
 def is_step_of(neuron: Neuron, step: Step) -> bool:
     """Whether this is a step of ``neuron``, on many numbers."""
     threshold, like = neuron.parameters["threshold"], step.potential
-    count = max(64, min(4096, _NUMBERS // max(1, _extent(neuron, step))))
-    generator = torch.Generator().manual_seed(0)
     unit = unit_of(threshold)
+    generator = torch.Generator().manual_seed(0)
 
     def normal(scales: Sequence[float], count: int) -> Tensor:
         spread = torch.tensor(scales, dtype=torch.float64).repeat(-(-count // len(scales)))[:count]
@@ -200,10 +199,10 @@ def is_step_of(neuron: Neuron, step: Step) -> bool:
 
     near = torch.tensor([s * 10.0**-k for k in range(1, 9) for s in (1, -1)], dtype=torch.float64)
     whole = torch.tensor([-3.3, -2.2, -1.1, 0.5, 0.9, 1.1, 2.2, 5.5], dtype=torch.float64)
-    offsets = torch.cat([near, whole, normal([0.1, 1.0, 3.0, 30.0, _FAR], count)])
-    before = threshold + unit * along_probes(offsets, like)
+    pool = torch.cat([near, whole, normal([0.1, 1.0, 3.0, 30.0, _FAR], _PROBES)])
+    before = threshold + unit * sampled(pool, step.program.extent, like)
     scales = ([0.0, 1.0, 0.3, 3.0, 100.0], [1.0, 0.0, 3.0], [0.1, 10.0, 0.0, 1.0])
-    inputs = [along_probes(normal(scales[k % 3], len(offsets)), like) * float(unit.max()) for k in range(len(step.inputs))]
+    inputs = [along_probes(normal(scales[k % 3], len(before)), like) * float(unit.max()) for k in range(len(step.inputs))]
     inputs = [before if node is step.before else x for node, x in zip(step.inputs, inputs, strict=True)]
     if not _agree(neuron, step, before, inputs, ties=False):
         return False
@@ -212,13 +211,8 @@ def is_step_of(neuron: Neuron, step: Step) -> bool:
 
 def _at(value: Tensor, before: Tensor, inputs: Sequence[Tensor], step: Step) -> tuple[Tensor, list[Tensor]]:
     """The same ``value`` for all states, with the first few inputs."""
-    fixed = (value + 0 * before[:5]).expand(5, *before.shape[1:])
-    return fixed, [fixed if node is step.before else x[:5] for node, x in zip(step.inputs, inputs, strict=True)]
-
-
-def _extent(neuron: Neuron, step: Step) -> int:
-    tensors = [*step.program.constants, *(a for a in neuron.parameters.values() if isinstance(a, Tensor))]
-    return max((t.numel() for t in tensors), default=1)
+    fixed = value + 0 * before[:4]
+    return fixed, [fixed if node is step.before else x[:4] for node, x in zip(step.inputs, inputs, strict=True)]
 
 
 def _agree(neuron: Neuron, step: Step, before: Tensor, inputs: Sequence[Tensor], *, ties: bool) -> bool:

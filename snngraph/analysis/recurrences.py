@@ -23,6 +23,7 @@ from snngraph.graph import arguments, is_op, module_path, shape_of, source_line
 __all__ = ["Chain", "Recurrence", "Step", "find_chains", "resolve", "step_functions"]
 
 aten = torch.ops.aten
+_TWO_VALUES = "it compares two values that both change over time, as an adaptive threshold does"
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,9 @@ class Recurrence:
 # -- chains of decisions -------------------------------------------------------------------------------------------------------
 
 
-def find_chains(area: Elementwise, steps: int) -> list[Chain]:
-    """The chains of decisions; those of ``steps`` decisions first, then shorter ones."""
-    left = [d for node in area.order if node in area and (d := _decision(area, node)) is not None]
+def find_chains(area: Elementwise, steps: int) -> tuple[list[Chain], dict[fx.Node, str]]:
+    """The chains of ``steps`` decisions; and why others are none, by their first decision. One step shows no recurrence."""
+    left = [d for node in area.order if node in area and (d := _decision(area, node)) is not None] if steps > 1 else []
     found: list[list[_Decision]] = []
     label = _labels(area, steps)
     for key in _KEYS:
@@ -100,9 +101,16 @@ def find_chains(area: Elementwise, steps: int) -> list[Chain]:
                 found.extend(whole)
                 rest.extend(others)
         left = sorted(rest, key=lambda d: area.order[d.node])
+    known = set().union(*(_reached(area, members[0]) for members in found))
+    refused, firsts = {}, [members[0] for members in found]
     for members in _grouped(left, _KEYS[0]):
-        found.extend(c for c in _connected(area, members) if 1 < len(c) < steps and _in_order(area, c))
-    return [_chain(members) for members in found]
+        for part in _connected(area, members):
+            if len(part) == steps - 1:  # two neurons with one input, alike at the first step, have one decision there
+                joined = [[first, *part] for first in firsts]
+                found.extend(whole for whole in joined if _in_order(area, whole))
+            if len(part) > 1 and not any(n in known for n in _ends(area, part[0])):
+                refused[part[0].node] = f"it decides {len(part)} times in {steps} steps" if part[0].path else _TWO_VALUES
+    return [_chain(members) for members in found], refused
 
 
 @dataclass(frozen=True)
@@ -231,7 +239,7 @@ def _chain(members: Iterable[_Decision]) -> Chain:
 def resolve(area: Elementwise, chain: Chain) -> Recurrence | str:
     """The chain's potentials, as near to the decisions as they carry all that goes on; or why there are none."""
     if not chain.paths[0]:
-        return "it compares two values that both change over time, as an adaptive threshold does"
+        return _TWO_VALUES
     first = chain.paths[0][-1]
     touched = area.descendants(first)
     for k in range(len(chain.paths[0])):
@@ -244,7 +252,7 @@ def resolve(area: Elementwise, chain: Chain) -> Recurrence | str:
     potentials = tuple(path[-1] for path in chain.paths)
     steps = _with_state(area, potentials, touched)
     if steps is None:
-        return "a step depends on more of its past than the membrane potential of the step before"
+        return "a step depends on more of its past than one membrane potential (an adaptive threshold? a second state?)"
     return Recurrence(chain.decisions, potentials, steps)
 
 
@@ -276,7 +284,12 @@ def step_functions(
     if older and (older != {first} or first is not potentials[0] or len(steps) < 2):
         return None
     if older:
-        steps[0] = replace(steps[0], inputs=(first,))
+        whole = steps[1].inputs
+        others = tuple(n for n in whole if n is not first)
+        if first not in whole or len(others) != len(steps[0].inputs):
+            return None
+        at = whole.index(first)
+        steps[0] = replace(steps[0], inputs=(*steps[0].inputs[:at], first, *steps[0].inputs[at:]))
     return tuple(steps), bool(older)
 
 

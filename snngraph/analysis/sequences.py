@@ -19,6 +19,7 @@ __all__ = ["Fed", "Input", "counterparts", "is_neuron_over_time", "over_time", "
 
 _EXACT = 1e-9
 _PROBES = 64
+_NUMBERS = 1 << 21  # over time
 _ZERO = torch.zeros((), dtype=torch.float64)
 
 
@@ -60,7 +61,8 @@ def over_time(area: Elementwise, recurrence: Recurrence, neuron: Neuron, familie
     """
     first = recurrence.potentials[0]
     later = tuple(Input(step.inputs, neuron.weights) for step in recurrence.steps)
-    nodes = (first,) if recurrence.input_is_first else counterparts(area, families, first, recurrence.steps[-1].inputs)
+    inputs = recurrence.steps[-1].inputs
+    nodes = (first,) if recurrence.input_is_first and len(inputs) == 1 else counterparts(area, families, first, inputs)
     if nodes is not None:
         start = Input(nodes, neuron.weights)
         v = rest_before(area, neuron, first, start)
@@ -122,11 +124,12 @@ def is_neuron_over_time(area: Elementwise, recurrence: Recurrence, fed: Fed) -> 
     gain = torch.as_tensor(given.get("input_gain", 1.0) * given.get("syn_gain", 1.0))
     base = float((unit_of(given["threshold"]) / gain.abs()).median())
     proved = 0
+    count = max(2, min(_PROBES, _NUMBERS // (program.extent.numel() * len(recurrence.potentials))))
     for power in range(-4, 8):
         generator = torch.Generator().manual_seed(power + 4)
-        numbers = (torch.randn(_PROBES, generator=generator, dtype=torch.float64) + 0.3 for _ in program.leaves)
+        numbers = (torch.randn(count, generator=generator, dtype=torch.float64) + 0.3 for _ in program.leaves)
         values = {n: along_probes(x * base * 2.0**power, first) for n, x in zip(program.leaves, numbers, strict=True)}
-        rate = _rate_of_proof(recurrence, fed, program.run(values))
+        rate = _rate_of_proof(recurrence, fed, values | program.run(values))
         if rate is None:
             return False
         proved += 0.05 <= rate <= 0.6
