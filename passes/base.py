@@ -26,12 +26,17 @@ __all__ = ["Note", "Pass", "PassResult", "Pipeline", "Rewriter", "note_at", "rep
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """One thing a pass did, or refused to do and why; ``snngraph passes --explain`` prints them."""
+    """One thing a pass did, or refused to do and why; ``snngraph passes --explain`` prints them.
+
+    ``where`` is for people; ``module`` and ``source`` say the same apart: a module path and ``file:line``, where there are any.
+    """
 
     kind: Literal["rewrite", "refused"]
     where: str
     text: str
     by: str = ""
+    module: str = ""
+    source: str = ""
 
     def __str__(self) -> str:
         mark = {"rewrite": "+", "refused": "-"}[self.kind]
@@ -196,6 +201,6 @@ def note_at(kind: Literal["rewrite", "refused"], node: object, text: str) -> Not
     """A note that names the module and the source line a node comes from."""
     if not isinstance(node, fx.Node):
         return Note(kind, str(node), text)
-    path = module_path(node)
-    where = " ".join(filter(None, (node.name, path and f"({path})", source_line(node))))
-    return Note(kind, where, text)
+    path, line = module_path(node), source_line(node)
+    where = " ".join(filter(None, (node.name, path and f"({path})", line)))
+    return Note(kind, where, text, module=path, source=line)

@@ -36,8 +36,9 @@ from snngraph.graph import LIF_STEP, SpikingGraph, module_path, origin_of, sourc
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
 
-__all__ = ["LiftNeurons"]
+__all__ = ["RECOGNISED", "LiftNeurons"]
 
+RECOGNISED = "recognised as "  # begins the note of every neuron that was
 aten = torch.ops.aten
 _MOST_NEURONS = 1 << 20
 
@@ -154,7 +155,7 @@ class _Writer:
             v = self._constant(f"{name}.v", fed.v)
             i = None if fed.i is None else self._constant(f"{name}.i", fed.i)
         positional = (constants.pop("decay"), constants.pop("threshold"))
-        self.edit.did(lifted.recurrence.decisions[0], f"recognised as {fed.neuron}")
+        self.edit.did(lifted.recurrence.decisions[0], f"{RECOGNISED}{fed.neuron}")
         for potential, given, outputs in zip(lifted.recurrence.potentials, fed.inputs, lifted.emitted, strict=True):
             with self.graph.inserting_before(potential.next):
                 keywords = {**constants, **options, **({} if i is None else {"i": i})}

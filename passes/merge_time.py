@@ -333,14 +333,20 @@ class _Merger:
         return self._call(aten.permute.default, apart, order) if dim else apart
 
     def _replace_sum(self, members: list[fx.Node], value: fx.Node) -> None:
-        """``((y_0 + y_1) + y_2) + ...``, with or without a leading ``0 +``."""
+        """``((y_0 + y_1) + y_2) + ...``, with or without a leading ``0 +``, a number or zeros."""
         first, *others = members
-        with_zero = [u for u in first.users if is_op(u, aten.add.Tensor) and self.graph.number(operand(u, 1)) == 0.0]
+        with_zero = [u for u in first.users if is_op(u, aten.add.Tensor) and self._adds_zero(u, first)]
         for start in (first, *with_zero):
             total = _running_sum(start, others)
             if total is not None and total is not start:
                 apart = self._call(RESHAPE, value, [self.steps, -1, *shape_of(first)[1:]])
                 total.replace_all_uses_with(self._call(aten.sum.dim_IntList, apart, [0]))
+
+    def _adds_zero(self, node: fx.Node, value: fx.Node) -> bool:
+        other = node.args[0] if node.args[1] is value else node.args[1]
+        zeros = self.graph.constant(other)
+        is_zero = self.graph.number(other) == 0.0 or (zeros is not None and not bool(zeros.any()))
+        return is_zero and not node.kwargs and shape_of(node) == shape_of(value)
 
 
 def _broken_chain(members: list[fx.Node], found: list[dict[str, Any]]) -> str | None:

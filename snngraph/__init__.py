@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from snngraph.api import verify as verify
     from snngraph.errors import SnnGraphError as SnnGraphError
     from snngraph.frontends.capture import trace as trace
+    from snngraph.frontends.nir.exporting import to_nir as to_nir
+    from snngraph.frontends.nir.importing import from_nir as from_nir
     from snngraph.graph import SpikingGraph as SpikingGraph
     from snngraph.runtime.backends import targets as targets
     from snngraph.runtime.engine import Engine as Engine
@@ -32,9 +34,11 @@ _HOME = {
     "build": "snngraph.api",
     "convert": "snngraph.api",
     "export_onnx": "snngraph.api",
+    "from_nir": "snngraph.frontends.nir.importing",
     "load": "snngraph.runtime.engine",
     "optimize": "snngraph.api",
     "targets": "snngraph.runtime.backends",
+    "to_nir": "snngraph.frontends.nir.exporting",
     "trace": "snngraph.frontends.capture",
     "verify": "snngraph.api",
 }

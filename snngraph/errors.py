@@ -40,6 +40,14 @@ __all__ = [
     "LoweringError",
     "ModelLoadError",
     "NameClashError",
+    "NirCorruptError",
+    "NirDiscretisationError",
+    "NirError",
+    "NirExportError",
+    "NirGraphError",
+    "NirNotInstalledError",
+    "NirReadError",
+    "NirVersionError",
     "NonFiniteConstantError",
     "ParameterChangedWarning",
     "PassError",
@@ -279,6 +287,41 @@ class ArtifactVersionError(ArtifactError):
 
 class UnsafeArtifactError(ArtifactError):
     """The file tries something an artifact never needs: paths, external data, unknown operators, absurd sizes."""
+
+
+# -- NIR -----------------------------------------------------------------------------------------------------------------------
+
+
+class NirError(SnnGraphError):
+    """A NIR file or graph could not be read or written."""
+
+
+class NirNotInstalledError(NirError):
+    """The package ``nir`` is not installed."""
+
+
+class NirReadError(NirError):
+    """There is no such file, or it can not be opened."""
+
+
+class NirCorruptError(NirError):
+    """The file is damaged, no NIR file at all, or holds what a NIR file never needs (links out of it, foreign filters)."""
+
+
+class NirVersionError(NirError):
+    """The file, or snngraph's record in it, has a version that is not known."""
+
+
+class NirGraphError(NirError):
+    """The NIR graph is no network that can be run: an unknown node, shapes that do not fit, an unclear cycle."""
+
+
+class NirDiscretisationError(NirError):
+    """What the file leaves open (the time step, the comparison, the reset ...) is not given, or contradicts the file."""
+
+
+class NirExportError(NirError):
+    """NIR can not express a part of the network; the message names the module and the source line."""
 
 
 # -- verification --------------------------------------------------------------------------------------------------------------

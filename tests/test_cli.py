@@ -671,3 +671,50 @@ def test_output_is_not_redirected_for_good(made: Path) -> None:
     before = sys.stdout
     document("inspect", made / "net.snn")
     assert sys.stdout is before
+
+
+# -- NIR -----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nir_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    nir = pytest.importorskip("nir", reason="NIR is not installed")
+    one = np.ones(4)
+    nodes = (nir.Linear(np.random.default_rng(0).normal(size=(4, 8))), nir.LIF(2 * one, 2 * one, 0 * one, one))
+    path = tmp_path_factory.mktemp("nir") / "net.nir"
+    nir.write(path, nir.NIRGraph.from_list(nir.Input(np.array([8])), *nodes, nir.Output(np.array([4]))))
+    return path
+
+
+NIR_ARGUMENTS = [f"--model-arg={pair}" for pair in ("dt=1.0", "integrator=euler", "fire=>", "reset=hard")]
+
+
+def test_a_nir_file_becomes_an_engine(nir_file: Path) -> None:
+    np.save(nir_file.parent / "x.npy", np.random.default_rng(0).normal(size=(5, 33, 8)).astype(np.float32) * 2)
+    engine, inputs = nir_file.with_suffix(".snn"), nir_file.parent / "x.npy"
+    arguments = [nir_file, "--time-steps", "5", *NIR_ARGUMENTS]
+    done = invoke("convert", *arguments, "-o", engine, "--verify", inputs, "--batch", "dynamic", "--json")
+    assert done.exit_code == 0, done.stderr
+    verified = invoke("verify", engine, *arguments, "--inputs", inputs, "--json")
+    assert verified.exit_code == 0, verified.stderr
+    assert json.loads(verified.stdout)["ok"]
+    shown = invoke("inspect", *arguments)
+    assert "lif(" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--time-steps", "5"], "Give dt"),
+        (["--time-steps", "5", "--model-arg", "tau=2"], "no --model-arg tau"),
+        (["--time-steps", "5", "--shape", "5,1,8"], "for models"),
+        (["--time-steps", "5", "--eval"], "--model-arg alone"),
+    ],
+)
+def test_what_a_nir_file_does_not_take(nir_file: Path, arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = invoke("convert", nir_file, "-o", tmp_path / "net.snn", *arguments)
+    assert done.exit_code == 2
+    assert message in " ".join(re.sub(r"[^\w\s.,:-]", " ", done.stderr).split())
+    refused = invoke("bench", nir_file)
+    assert refused.exit_code == 2
+    assert "no PyTorch model" in " ".join(re.sub(r"[^\w\s]", " ", refused.stderr).split())

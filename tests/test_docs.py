@@ -1,4 +1,4 @@
-"""The code blocks of README and CONTRIBUTING run as written."""
+"""The code blocks of README, CONTRIBUTING and the documents run as written."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
-@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "README.md"])
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "README.md", "docs/nir.md"])
 def test_code_in_documents_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "docs/nir.md":
+        pytest.importorskip("nir", reason="NIR is not installed")
     blocks = BLOCK.findall((ROOT / name).read_text())
     assert blocks
     monkeypatch.chdir(tmp_path)

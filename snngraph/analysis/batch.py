@@ -38,6 +38,7 @@ _PER_SAMPLE = frozenset(
     (
         aten.convolution.default,
         aten._native_batch_norm_legit_no_training.default,
+        aten.group_norm.default,
         aten.avg_pool2d.default,
         aten.avg_pool1d.default,
         aten.avg_pool3d.default,

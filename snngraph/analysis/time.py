@@ -25,8 +25,10 @@ def has_time_at(graph: SpikingGraph, node: fx.Node, dim: int) -> bool:
     if is_op(node, operator.getitem):
         return is_op(operand(node), LIF) and dim == 0 and operand(node, 1) in (0, 3)
     if is_op(node, RESHAPE):
-        source = operand(node)
-        return dim == 0 and list(operand(node, 1)[:2]) == [steps, -1] and shape_of(source)[0] != steps
+        source, sizes = operand(node), operand(node, 1)
+        if dim == 0 and is_op(source, aten.cat.default) and arguments(source)["dim"] == 0 and len(operand(source)) == steps:
+            return shape_of(operand(source)[0]) == shape_of(node)[1:]  # a stack, as it is exported
+        return dim == 0 and list(sizes[:2]) == [steps, -1] and shape_of(source)[0] != steps
     if is_op(node, aten.permute.default):
         return has_time_at(graph, operand(node), operand(node, 1)[dim] % len(shape_of(node)))
     if is_op(node, aten.stack.default, aten.cat.default):

@@ -51,6 +51,10 @@ def bench(
     from snngraph.cli.arrays import check_output
 
     check_output(save, force, (".json",))
+    if ".nir" in (Path(subject).suffix, Path(model or "").suffix):
+        raise typer.BadParameter(
+            "bench times engines against PyTorch, and a NIR file has no PyTorch model: convert it, bench net.snn"
+        )
     is_engine = Path(subject).suffix == ".snn" or Path(subject).is_file()
     if not is_engine and model is not None:
         raise typer.BadParameter(f"{subject!r} is no engine file, and a second model was given")

@@ -14,6 +14,7 @@ from snngraph.cli.output import Output
 EXAMPLES = (
     "snngraph convert net.py:build -o net.snn --weights net.pt --input example.npy",
     "snngraph convert snngraph.demo.model:build -o net.snn --shape 8,1,2,24,24 --batch dynamic",
+    "snngraph convert net.nir -o net.snn --time-steps 8 --model-arg dt=1e-4 --model-arg reset=hard --model-arg 'fire=>'",
     "snngraph convert demo -o demo.snn --verify events.npy --onnx demo.onnx",
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,7 +47,7 @@ def inspect(
     target: Target = "openvino",
 ) -> None:
     """Show an engine file's manifest, or a model's graph before and after the passes."""
-    if Path(model).is_file() or Path(model).suffix == ".snn":
+    if Path(model).suffix != ".nir" and (Path(model).is_file() or Path(model).suffix == ".snn"):
         _artifact(out, Path(model))
         return
     import snngraph
@@ -59,6 +60,8 @@ def inspect(
     if both:
         out.print("== before the passes ==", style="bold")
     out.print(repr(graph), graph.format().rstrip())
+    if graph.recognitions:
+        out.print("", "neurons:", *(f"  {found}" for found in graph.recognitions))
     if both:
         with out.stage("optimize"):
             optimized = snngraph.optimize(graph, target, passes=chosen or None)
@@ -78,6 +81,7 @@ def _graph(graph: SpikingGraph) -> dict[str, Any]:
         "neurons": [{"name": info.name, "shape": list(info.shape), "neurons": info.neurons} for info in graph.neurons],
         "passes": list(graph.history),
         "notes": list(graph.notes),
+        "recognitions": [dataclasses.asdict(found) for found in graph.recognitions],
         "graph": graph.format(),
     }
 

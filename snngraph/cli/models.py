@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -18,12 +19,12 @@ from snngraph.model_loading import DEMO, load_model, parse_arguments
 if TYPE_CHECKING:
     from snngraph.graph import SpikingGraph
 
-__all__ = ["Captured", "capture", "example_inputs", "named_model"]
+__all__ = ["Captured", "capture", "example_inputs", "is_nir", "named_model", "nir_graph"]
 
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A model, the inputs it was captured on, and its graph."""
+    """A model, the inputs it was captured on (none for a NIR file), and its graph."""
 
     model: nn.Module
     example: tuple[Tensor, ...]
@@ -38,6 +39,26 @@ def named_model(out: Output, name: str, options: ModelOptions) -> nn.Module:
         )
     out.note(f"{name}: {'; '.join(loaded.notes)}")
     return loaded.model
+
+
+def is_nir(name: str) -> bool:
+    """Whether a model's name is that of a NIR file."""
+    return name.endswith(".nir")
+
+
+def nir_graph(out: Output, name: str, options: ModelOptions, trace: TraceOptions) -> SpikingGraph:
+    """Reads a NIR file; ``--model-arg`` has what :func:`snngraph.from_nir` takes.
+
+    Raises:
+        typer.BadParameter: an option that a NIR file has no use for.
+    """
+    if options.weights is not None or options.evaluation is not None or trace != TraceOptions(time_steps=trace.time_steps):
+        raise typer.BadParameter("a NIR file is a network with its weights: it takes --time-steps and --model-arg alone")
+    arguments = parse_arguments(options.model_arg)
+    if unknown := sorted(arguments.keys() - (inspect.signature(snngraph.from_nir).parameters.keys() - {"source", "time_steps"})):
+        raise typer.BadParameter(f"a NIR file takes no --model-arg {unknown[0]}; see snngraph.from_nir")
+    with out.stage("read the NIR file"):
+        return snngraph.from_nir(name, time_steps=trace.time_steps, **arguments)
 
 
 def example_inputs(out: Output, name: str, example: ExampleOptions, random: RandomOptions) -> tuple[Tensor, ...]:
@@ -64,11 +85,23 @@ def example_inputs(out: Output, name: str, example: ExampleOptions, random: Rand
 def capture(
     out: Output, name: str, source: ModelOptions, example: ExampleOptions, random: RandomOptions, trace: TraceOptions
 ) -> Captured:
-    """Loads a model and captures it on its example."""
+    """Loads a model and captures it on its example; or reads a NIR file, which needs none."""
+    if is_nir(name):
+        if example.input or example.shape:
+            raise typer.BadParameter("a NIR file says the shape of its input: --input and --shape are for models")
+        graph = nir_graph(out, name, source, trace)
+        for text in graph.notes:
+            out.note(f"note: {text}")
+        return Captured(graph.module, (), graph)
     inputs = example_inputs(out, name, example, random)
     model = named_model(out, name, source)
     with out.stage("capture"):
         graph = snngraph.trace(model, inputs, **trace.keywords())
     for text in graph.notes:
         out.note(f"note: {text}")
+    kept = [found for found in graph.recognitions if not found.form]
+    if kept:
+        out.note(f"neurons: {len(graph.recognitions) - len(kept)} recognised, {len(kept)} kept as ordinary operators:")
+        for found in kept:
+            out.note(f"  {found}")
     return Captured(model, inputs, graph)

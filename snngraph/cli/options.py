@@ -24,7 +24,9 @@ __all__ = [
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="package.module:factory or file.py:factory, a callable or an nn.Module; or 'demo'."),
+    typer.Argument(
+        metavar="MODEL", help="package.module:factory or file.py:factory, a callable or an nn.Module; a NIR file; or 'demo'."
+    ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Number of threads.  [default: every usable core]")]
@@ -47,7 +49,10 @@ class ModelOptions:
     ] = None
     model_arg: Annotated[
         list[str],
-        typer.Option(metavar="KEY=VALUE", help="An argument of the factory, a Python literal or text; repeatable."),
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An argument of the factory (for a NIR file, of from_nir), a Python literal or text; repeatable.",
+        ),
     ] = field(default_factory=list)
     evaluation: Annotated[
         bool | None, typer.Option("--eval/--no-eval", help="Call model.eval().  [default: for what a factory returns]")

@@ -53,15 +53,18 @@ def verify(
     import torch
 
     import snngraph
-    from snngraph.cli.models import named_model
+    from snngraph.cli.models import is_nir, named_model, nir_graph
 
     with out.stage("load the engine"):
         network = snngraph.load(engine, threads=threads, target=target)
     with network:
         arrays = _inputs(out, network, inputs, samples or _ENOUGH, random)
-        net = named_model(out, model, source)
-        with out.stage("capture"):
-            graph = snngraph.trace(net, tuple(torch.from_numpy(a) for a in _example(network, arrays)), **trace.keywords())
+        if is_nir(model):
+            graph = nir_graph(out, model, source, trace)
+        else:
+            net = named_model(out, model, source)
+            with out.stage("capture"):
+                graph = snngraph.trace(net, tuple(torch.from_numpy(a) for a in _example(network, arrays)), **trace.keywords())
         with out.progress("verify") as advance:
             report = snngraph.verify(graph, network, tuple(arrays), progress=advance)
     if save is not None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, entry_points, version
 from typing import Any, ClassVar
@@ -73,6 +73,10 @@ class Adapter(ABC):
         """Brings the module's own state to what it is before the first step."""
         if callable(forget := getattr(module, "reset", None)):
             forget()
+
+    def isolated(self, modules: Sequence[nn.Module]) -> contextlib.AbstractContextManager[None]:
+        """Within it, what ``modules``, one model's, do to one another reaches no other model."""
+        return contextlib.nullcontext()
 
     def library(self) -> str:
         """The library and its version."""
@@ -171,22 +175,26 @@ def adapted(model: nn.Module, *, bitwise_only: bool = False) -> Iterator[None]:
         bitwise_only: leaves the neurons alone whose own arithmetic the canonical form computes in another order.
     """
     replaced: list[tuple[nn.Module, str, Any]] = []
+    neurons_found = found_in(model)
 
     def put(module: nn.Module, name: str, function: Any) -> None:
         replaced.append((module, name, module.__dict__.get(name)))
         module.__dict__[name] = function
 
     try:
-        for found in found_in(model):
-            with unset_fake_temporarily():
-                found.adapter.prepare(found.module)
-            if found.neuron is None or (bitwise_only and not found.adapter.bitwise):
-                continue
-            memory: dict[str, Any] = {}
-            put(found.module, "forward", functools.partial(found.adapter.forward, found.module, found.neuron, memory))
-            if callable(own := getattr(found.module, "reset", None)):
-                put(found.module, "reset", functools.partial(_forget, memory, own))  # a model may reset in its own forward
-        yield
+        with contextlib.ExitStack() as stack:
+            for adapter in dict.fromkeys(f.adapter for f in neurons_found):
+                stack.enter_context(adapter.isolated([f.module for f in neurons_found if f.adapter is adapter]))
+            for found in neurons_found:
+                with unset_fake_temporarily():
+                    found.adapter.prepare(found.module)
+                if found.neuron is None or (bitwise_only and not found.adapter.bitwise):
+                    continue
+                memory: dict[str, Any] = {}
+                put(found.module, "forward", functools.partial(found.adapter.forward, found.module, found.neuron, memory))
+                if callable(own := getattr(found.module, "reset", None)):
+                    put(found.module, "reset", functools.partial(_forget, memory, own))  # a model may reset in its own forward
+            yield
     finally:
         for module, name, own in replaced:
             module.__dict__.pop(name, None)

@@ -33,8 +33,9 @@ from snngraph.frontends.export import exported_graph
 from snngraph.frontends.proof import compare_bitwise, compare_float64, compare_on, fresh_inputs, trainable_as_in
 from snngraph.frontends.runner import Runner, few, what_it_leaves
 from snngraph.frontends.time_axis import Axes, infer_axes
-from snngraph.graph import Recognition, SpikingGraph, is_op, module_path, operand, shape_of, source_line
+from snngraph.graph import Recognition, SpikingGraph, arguments, is_op, module_path, operand, shape_of, source_line
 from snngraph.passes.base import Note
+from snngraph.passes.lift_neurons import RECOGNISED, LiftNeurons
 
 __all__ = ["trace"]
 
@@ -169,7 +170,7 @@ def _captured(
         compare_float64(exact, graph, fresh, "with its batch size free")
         graph.facts = replace(graph.facts, notes=(*graph.notes, f"the neurons keep their own arithmetic: {error}"))
         return graph
-    if graph.free_batch and axes.batch is not None:
+    if graph.free_batch and axes.batch is not None and not _is_large(graph):  # a large net takes long, and is not special
         size = 3 if axes.batch == 2 else 2
         other = fresh_inputs(axes.resized(inputs, size))
         resized = exported_graph(call, other, replace(axes, batch=size), runner, own=True, free=False)
@@ -185,20 +186,43 @@ def _recognitions(neurons: Sequence[adapters.Found], notes: Sequence[Note]) -> t
         )
         for found in neurons
     }
-    return tuple(known.values())
+    written = []
+    for note in notes:
+        if note.by != LiftNeurons.name:
+            continue
+        form = note.text.removeprefix(RECOGNISED) if note.kind == "rewrite" else ""
+        module = known.get(note.module)
+        if module is None:
+            written.append(Recognition(note.module or note.source, "neuron", form=form, reason="" if form else note.text))
+        elif form and not module.form:
+            known[note.module] = replace(module, form=form, reason="")
+    return (*known.values(), *written)
 
 
 def _refuse_unread_steps(graph: SpikingGraph) -> None:
     """A loop of a fixed length over a longer input: the steps that it leaves out."""
     for spec, node in zip(graph.inputs, (n for n in graph.nodes if n.op == "placeholder"), strict=True):
-        rank = len(shape_of(node))
-        reads = [u for u in node.users if is_op(u, torch.ops.aten.select.int) and operand(u, 1) % rank == spec.time_dim]
-        read = {operand(u, 2) % graph.time.steps for u in reads}
-        if reads and len(reads) == len(node.users) and len(read) < graph.time.steps:
+        for dim, size in enumerate(shape_of(node)):
+            reads = [_entries(user, dim, size) for user in node.users]
+            read = {k for entries in reads if entries is not None for k in entries}
+            partial = reads and None not in reads and len(read) < size and dim != spec.batch_dim
+            if not partial or (dim != spec.time_dim and read != set(range(graph.time.steps))):
+                continue
             raise TimeAxisError(
-                f"the model reads {len(read)} of the {graph.time.steps} time steps of the example: its number of steps is fixed "
-                f"in the code{_at(reads[-1])}. Give an example of {len(read)} steps"
+                f"the model reads {len(read)} of the {size} entries of axis {dim} of the example: its number of steps is fixed "
+                f"in the code{_at(list(node.users)[-1])}. Give an example of {len(read)} steps"
             )
+
+
+def _entries(user: fx.Node, dim: int, size: int) -> range | None:
+    """Which entries along ``dim`` of its input an operator reads; ``None``: all."""
+    if is_op(user, torch.ops.aten.select.int) and operand(user, 1) % len(shape_of(operand(user))) == dim:
+        return range(operand(user, 2) % size, operand(user, 2) % size + 1)
+    if is_op(user, torch.ops.aten.slice.Tensor):
+        found = arguments(user)
+        if found["dim"] % len(shape_of(operand(user))) == dim:
+            return range(size)[found["start"] : found["end"] : found["step"]]
+    return None
 
 
 def _at(node: fx.Node) -> str:
@@ -219,8 +243,12 @@ def _batch_statistics(graph: SpikingGraph) -> list[str]:
 
 def _batch_to_compare(graph: SpikingGraph) -> int:
     """2, so that samples and steps can not be taken for one another; 1 for a large net, which takes long in float64."""
+    return 1 if _is_large(graph) else 2
+
+
+def _is_large(graph: SpikingGraph) -> bool:
     values = (v for n in graph.nodes if n.op == "call_function" for v in torch.utils._pytree.tree_leaves(n.meta["val"]))
-    return 2 if sum(v.numel() for v in values if isinstance(v, Tensor)) < _LARGE_NET * graph.batch else 1
+    return sum(v.numel() for v in values if isinstance(v, Tensor)) >= _LARGE_NET * graph.batch
 
 
 def _as_tensors(example: Any) -> tuple[Tensor, ...]:

@@ -19,8 +19,8 @@ from torch import Tensor, fx
 from torch.export.graph_signature import InputKind, OutputKind
 
 from snngraph.errors import CaptureError, DataDependentError, RandomnessError
-from snngraph.frontends import adapters, state
-from snngraph.frontends.batch_axis import FixedBatchError, Raw, free_the_batch
+from snngraph.frontends import adapters, state, writes
+from snngraph.frontends.batch_axis import FixedBatchError, Raw, free_the_batch, spell_out
 from snngraph.frontends.call import Call
 from snngraph.frontends.recording import exportable, recorded
 from snngraph.frontends.runner import Runner
@@ -97,7 +97,7 @@ def exported_graph(
         name=type(call.inner).__name__,
         notes=(*notes, *tracer.notes),
         dtype=torch.float32,
-        output_names=call.names,
+        output_names=runner.output_names,
     )
     result = SpikingGraph(graph, tensors, facts)
     _refuse_random_numbers(result)
@@ -137,7 +137,8 @@ class _Tracer:
 
     def _capture(self, inputs: Sequence[Tensor], origins: bool) -> Raw:
         table = torch.export.default_decompositions()
-        table.pop(aten.linear.default, None)  # one operator to fold into and to lower; its decomposition is three
+        for target in (aten.linear.default, *writes.KEPT_WHOLE):  # one operator to fold into and to lower, not three
+            table.pop(target, None)
         self.runner.reset()
         try:
             with _stack_traces(origins):
@@ -149,7 +150,10 @@ class _Tracer:
             raise CaptureError(f"{where}\n  {type(error).__name__}: {_first_lines(error)}") from error
         finally:
             self.runner.reset()
-        return _without_prefix(_flatten(program), self.call)
+        raw = _without_prefix(_flatten(program), self.call)
+        writes.rewrite_writes(raw[0], raw[1])
+        spell_out(raw[0])
+        return raw
 
     def _exported(self, inputs: Sequence[Tensor]) -> torch.export.ExportedProgram:
         with state.unchanged(self.call), adapters.adapted(self.call, bitwise_only=self.own):

@@ -4,7 +4,8 @@
 around autograd (``mem.data = ...``) breaks on those. Two remedies:
 
 * :func:`exportable` gives such code another meaning while it is captured: ``.data`` is ``detach()``, an assignment to it a copy
-  in place; copying a tensor deeply is a clone; a scripted function runs as the Python that it was made of.
+  in place; copying a tensor deeply is a clone; a scripted function runs as the Python that it was made of; a distribution does
+  not check its arguments, which reads them and computes nothing.
 * :func:`recorded` runs the model on the real example with ``make_fx`` and returns a module that repeats what was computed.
   Numbers that do not depend on the input are read for real and become constants; one that does is an error that names its line.
 """
@@ -61,8 +62,13 @@ def exportable() -> Iterator[None]:
     with (
         _patched(Tensor, data=data, __deepcopy__=lambda self, memo: self.detach().clone()),
         _patched(torch.jit.ScriptFunction, __call__=_run_script_as_python(torch.jit.ScriptFunction.__call__)),
+        _unchecked(),
     ):
         yield
+
+
+def _unchecked() -> contextlib.AbstractContextManager[None]:
+    return _patched(torch.distributions.Distribution, _validate_args=False)
 
 
 def _run_script_as_python(scripted: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,7 +121,7 @@ def recorded(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     Raises:
         DataDependentError: the model reads a number that depends on its input.
     """
-    with torch.no_grad(), fx_traceback.preserve_node_meta(), _module_paths(model), _patched(Tensor, **_reads()):
+    with torch.no_grad(), fx_traceback.preserve_node_meta(), _module_paths(model), _patched(Tensor, **_reads()), _unchecked():
         # pre_dispatch: layers as the model calls them, not what they are made of
         program = make_fx(model.__call__, tracing_mode="real", pre_dispatch=True, record_stack_traces=True)(*inputs)
     return _Recorded(program, model)

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from snngraph.frontends import adapters
 
-__all__ = ["Snapshot", "fresh_state", "reset_state", "unchanged"]
+__all__ = ["Snapshot", "fresh_state", "reset_state", "tensors_in", "unchanged"]
 
-# What PyTorch keeps for itself, and what a capture puts there: not the model's state.
-_PLUMBING = frozenset(("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set", "forward", "reset"))
+# What PyTorch keeps for itself, and the functions that a capture puts there: not the model's state.
+_PLUMBING = frozenset(("_modules", "_parameters", "_buffers", "_non_persistent_buffers_set"))
+_REPLACED = frozenset(("forward", "reset"))  # as functions: a library may keep a tensor by such a name
 
 
 class Snapshot:
@@ -30,7 +31,7 @@ class Snapshot:
         self.model = model
         self._kept = [(path, module, _attributes(module)) for path, module in model.named_modules()]
         # Values, too: a state may be written in place. Containers are copied along with the tensors they hold.
-        self._values = {id(t): (t, t.detach().clone()) for _, _, kept in self._kept for t in _tensors(kept)}
+        self._values = {id(t): (t, t.detach().clone()) for _, _, kept in self._kept for t in tensors_in(kept)}
         self._copies = [{k: _copy(v) for k, v in kept[0].items()} for _, _, kept in self._kept]
 
     def restore(self) -> None:
@@ -43,7 +44,7 @@ class Snapshot:
                     else:
                         tensor.data = value.clone()
         for (_, module, (_, parameters, buffers)), copies in zip(self._kept, self._copies, strict=True):
-            own = {k: v for k, v in module.__dict__.items() if k in _PLUMBING}
+            own = {k: v for k, v in module.__dict__.items() if _is_plumbing(k, v)}
             module.__dict__.clear()
             module.__dict__.update({k: _copy(v) for k, v in copies.items()})
             module.__dict__.update(own)
@@ -83,8 +84,12 @@ class Snapshot:
 
 
 def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    own = {k: v for k, v in module.__dict__.items() if k not in _PLUMBING}
+    own = {k: v for k, v in module.__dict__.items() if not _is_plumbing(k, v)}
     return own, dict(module._parameters), dict(module._buffers)
+
+
+def _is_plumbing(name: str, value: Any) -> bool:
+    return name in _PLUMBING or (name in _REPLACED and callable(value))
 
 
 def _flat(attributes: tuple[dict[str, Any], ...]) -> dict[str, Any]:
@@ -100,15 +105,16 @@ def _copy(value: Any) -> Any:
     return value
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in a value, or in the lists, tuples and dictionaries that it is made of."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, dict):
         for v in value.values():
-            yield from _tensors(v)
+            yield from tensors_in(v)
     elif isinstance(value, list | tuple):
         for v in value:
-            yield from _tensors(v)
+            yield from tensors_in(v)
 
 
 def _same_tensor(a: Tensor, b: Tensor) -> bool:
@@ -143,4 +149,5 @@ def fresh_state(model: nn.Module) -> Iterator[bool]:
 
 
 def _holds_something(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.numel() > 0
+    """Zeros are what a library's own reset leaves, of the shape of the last call."""
+    return isinstance(value, Tensor) and bool(value.any())

@@ -239,17 +239,21 @@ def _by_size(watcher: _Watcher, inputs: Sequence[Tensor], candidates: Sequence[i
 
 
 def _time_dim(runner: Runner, inputs: Sequence[Tensor], steps: int, batch_dim: int | None) -> int | None:
-    rest = [a for a in (0, 1) if a != batch_dim and all(x.dim() > a and x.shape[a] == steps for x in inputs)]
-    if not rest:
+    fitting = [a for a in _axes(inputs) if a != batch_dim and all(x.shape[a] == steps for x in inputs)]
+    rest = [a for a in fitting if a < 2]
+    if not fitting:
         return None
-    if batch_dim == 1:
+    if batch_dim == 1 and rest:
         return rest[0]
     watcher = _watch(runner, inputs)
     if watcher is None or watcher.first is None:
-        return rest[0]
-    dependence = {a: _dependence(runner, inputs, a, steps, watcher) for a in rest}
+        return rest[0] if rest else None
+    dependence = {a: _dependence(runner, inputs, a, steps, watcher) for a in fitting}
     if steps > 1 and "follows" in dependence.values():
         return next(a for a, d in dependence.items() if d == "follows")
+    dependence = {a: dependence[a] for a in rest}  # the last axis is more often the width of an image
+    if not rest:
+        return None
     if steps > 1 and set(dependence.values()) == {"static"}:
         return None
     shapes = ", ".join(str(list(x.shape)) for x in inputs)
@@ -257,6 +261,12 @@ def _time_dim(runner: Runner, inputs: Sequence[Tensor], steps: int, batch_dim: i
         f"the neurons run over {steps} steps; which axis of the example {shapes} is time can not be told: "
         "give time_dim=0, 1 or None"
     )
+
+
+def _axes(inputs: Sequence[Tensor]) -> list[int]:
+    """The axes that may be time: the first two, and the last where the inputs have one number of axes."""
+    ranks = {x.dim() for x in inputs}
+    return [*range(min(2, *ranks, 2)), *({max(ranks) - 1} - {0, 1} if len(ranks) == 1 else ())]
 
 
 def _dependence(runner: Runner, inputs: Sequence[Tensor], axis: int, steps: int, before: _Watcher) -> str:

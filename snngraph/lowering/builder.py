@@ -354,10 +354,10 @@ class Builder:
         return self.nodes
 
     def _drop_unread(self) -> None:
-        """Drops what steps have taken the place of; a node of which a name was asked for stays."""
+        """Drops what nobody reads: steps took its place, or only its size was asked for. What was given a name stays."""
         readers = Counter(name for node in self.nodes for name in node.input)
         for k in reversed(range(len(self.nodes))):
             node = self.nodes[k]
-            if node.op_type in _PER_STEP and not any(readers[name] or name in self._names for name in node.output):
+            if not any(readers[name] or name in self._names for name in node.output):
                 readers.subtract(node.input)
                 del self.nodes[k]

@@ -205,8 +205,27 @@ def _layer_norm(
     return builder.value(tensor, input.shape, layout=rows), None, None
 
 
-@TABLE.on(aten.native_group_norm.default)
+@TABLE.on(aten.group_norm.default)
 def _group_norm(
+    builder: Builder,
+    node: fx.Node,
+    input: Value,
+    num_groups: int,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    eps: float = 1e-5,
+    cudnn_enabled: bool = True,
+) -> Value:
+    """By hand: what opset 20 calls GroupNormalization has one weight per group, not per channel."""
+    samples, features = input.shape[0], numel(input.shape[1:])
+    assert isinstance(features, int)
+    grouped = builder.view(input, (samples, num_groups, features // num_groups))
+    y = builder.view(_normalised(builder, grouped, [2], eps), input.shape)
+    return _affine(builder, y, weight, bias, (input.shape[1], *[1] * (len(input.shape) - 2)))
+
+
+@TABLE.on(aten.native_group_norm.default)
+def _native_group_norm(
     builder: Builder,
     node: fx.Node,
     input: Value,
@@ -218,9 +237,4 @@ def _group_norm(
     group: int,
     eps: float,
 ) -> tuple[Value | None, ...]:
-    """By hand: what opset 20 calls GroupNormalization has one weight per group, not per channel."""
-    samples, features = input.shape[0], numel(input.shape[1:])
-    assert isinstance(features, int)
-    grouped = builder.view(input, (samples, group, features // group))
-    y = builder.view(_normalised(builder, grouped, [2], eps), input.shape)
-    return _affine(builder, y, weight, bias, (C, *[1] * (len(input.shape) - 2))), None, None
+    return _group_norm(builder, node, input, group, weight, bias, eps), None, None

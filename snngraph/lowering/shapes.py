@@ -42,7 +42,7 @@ def _permute(builder: Builder, node: fx.Node, self: Value, dims: Sequence[int] =
     return builder.value(builder.emit("Transpose", self, perm=order), builder.shape(node), self.dtype)
 
 
-@TABLE.on(aten.expand.default)
+@TABLE.on(aten.expand.default, aten.expand_as.default)
 def _expand(builder: Builder, node: fx.Node, self: Value, **_: Any) -> Value:
     shape = builder.shape(node)
     if shape == self.shape:

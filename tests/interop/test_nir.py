@@ -1,6 +1,8 @@
-"""NIR nodes, integrated with explicit Euler steps written out here, against the canonical neuron."""
+"""NIR nodes, integrated with steps written out here, against the canonical neuron that a discretisation makes of them."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,11 +11,12 @@ from torch import Tensor
 
 from snngraph import ops
 from snngraph.frontends.canonical import Canonical
-from tests.interop.mappings import Euler
+from snngraph.frontends.nir.neurons import Discretisation
 from tests.interop.proof import CHANNELS, Kind, Trace, assert_same_neuron, calibrated, stack
 
 nir = pytest.importorskip("nir", reason="NIR is not installed")
 
+EULER: dict[str, Any] = {"integrator": "euler", "fire": ">", "reset": "hard"}
 CASES = pytest.mark.parametrize(("kind", "dt"), [("random", 0.1), ("random", 1.0), ("quantised", 1.0)])
 
 
@@ -23,6 +26,11 @@ def per_neuron(
     if kind == "quantised":
         return np.full(CHANNELS, dyadic)
     return np.random.default_rng(seed).uniform(low, high, CHANNELS)
+
+
+def discretised(node: Any, dt: float, v_init: float | str = 0.0, **options: str) -> Canonical:
+    values = {name: array for name, array in vars(node).items() if isinstance(array, np.ndarray)}
+    return Discretisation(dt=dt, v_init=v_init, **{**EULER, **options}).canonical(type(node).__name__, values)
 
 
 def prove(canonical: Canonical, drive: object, kind: Kind) -> None:
@@ -44,7 +52,7 @@ def test_if(kind: Kind, dt: float) -> None:
             steps.append((s, v))
         return stack(steps)
 
-    prove(Euler(dt).nir_if(node), drive, kind)
+    prove(discretised(node, dt), drive, kind)
 
 
 @CASES
@@ -69,7 +77,7 @@ def test_lif(kind: Kind, dt: float) -> None:
             steps.append((s, v))
         return stack(steps)
 
-    prove(Euler(dt, v_rest=v_leak).nir_lif(node), drive, kind)
+    prove(discretised(node, dt, "v_leak"), drive, kind)
 
 
 @CASES
@@ -98,7 +106,7 @@ def test_cubalif(kind: Kind, dt: float, charged_with: str) -> None:
             steps.append((s, v, i))
         return stack(steps)
 
-    canonical = Euler(dt).nir_cubalif(node)
+    canonical = discretised(node, dt)
     if charged_with == "new":
         prove(canonical, drive, kind)
         return
@@ -107,3 +115,29 @@ def test_cubalif(kind: Kind, dt: float, charged_with: str) -> None:
     expected, out = drive(x), ops.lif(late, **canonical.parameters)
     assert torch.equal(out.s, expected.s)
     torch.testing.assert_close(out.v, expected.v[-1], rtol=0, atol=1e-12)
+
+
+@CASES
+@pytest.mark.parametrize("integrator", ["euler", "exponential"])
+def test_lif_driven_by_impulses(kind: Kind, dt: float, integrator: str) -> None:
+    """The exact step of the equation without input, or Euler's, and a jump of R for every spike; soft reset, counts."""
+    node = nir.LIF(
+        tau=per_neuron(kind, 1.5, 4, 2.0, 1),
+        r=per_neuron(kind, 1, 2, 2.0, 2),
+        v_leak=per_neuron(kind, -0.2, 0.2, 0.125, 3),
+        v_threshold=per_neuron(kind, 0.5, 1, 0.75, 4),
+    )
+    tau, r, v_leak, threshold = (torch.tensor(a) for a in (node.tau, node.r, node.v_leak, node.v_threshold))
+    rate = 1 - torch.exp(-dt / tau) if integrator == "exponential" else dt / tau
+
+    def drive(x: Tensor) -> Trace:
+        v, steps = torch.zeros_like(x[0]), []
+        for current in x:
+            v = v + rate * (v_leak - v) + r * current
+            s = torch.where(v > 0, torch.trunc(v / threshold), 0.0)
+            v = v - s * threshold
+            steps.append((s, v))
+        return stack(steps)
+
+    options = {"integrator": integrator, "membrane_input": "impulse", "fire": ">=", "reset": "soft", "emit": "count"}
+    prove(discretised(node, dt, **options), drive, "random")

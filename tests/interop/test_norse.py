@@ -8,12 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.interop import mappings
+from snngraph.frontends.norse import Norse
 from tests.interop.proof import Kind, Trace, assert_same_neuron, calibrated, stack
 
 norse = pytest.importorskip("norse.torch", reason="Norse is not installed")
 reset_functions = pytest.importorskip("norse.torch.functional.reset")
 
+ADAPTER = Norse()
 KINDS = pytest.mark.parametrize("kind", ["random", "quantised"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 
@@ -36,7 +37,7 @@ def drive(cell: Any, x: Tensor) -> Trace:
 @pytest.mark.parametrize("v_reset", [0.0, -0.25])
 def test_iaf(v_reset: float, kind: Kind, dtype: torch.dtype) -> None:
     cell = norse.IAFCell(norse.IAFParameters(v_th=parameter(0.75, dtype), v_reset=parameter(v_reset, dtype)))
-    canonical = mappings.norse_iaf(cell)
+    canonical = ADAPTER.neuron(cell)
     x = calibrated(canonical, kind, dtype)
     assert_same_neuron(canonical, lambda x: drive(cell, x), x, tolerance=0.0, ties=kind == "quantised")
 
@@ -49,7 +50,7 @@ def test_lif_box(v_reset: float | None, v_leak: float, kind: Kind) -> None:
     rate = 500.0 if kind == "quantised" else 310.0
     p = norse.LIFBoxParameters(tau_mem_inv=parameter(rate), v_leak=parameter(v_leak), v_th=parameter(0.75), **method)
     cell = norse.LIFBoxCell(p, dt=0.001)
-    canonical = mappings.norse_lif_box(cell)
+    canonical = ADAPTER.neuron(cell)
     assert_same_neuron(canonical, lambda x: drive(cell, x), calibrated(canonical, kind), ties=kind == "quantised")
 
 
@@ -60,24 +61,25 @@ def test_lif(v_reset: float, v_leak: float, kind: Kind) -> None:
     mem, syn = (500.0, 500.0) if kind == "quantised" else (310.0, 170.0)
     p = norse.LIFParameters(parameter(syn), parameter(mem), parameter(v_leak), parameter(0.75), parameter(v_reset))
     cell = norse.LIFCell(p, dt=0.001)
-    canonical = mappings.norse_lif(cell)
+    canonical = ADAPTER.neuron(cell)
     assert_same_neuron(canonical, lambda x: drive(cell, x), calibrated(canonical, kind), ties=kind == "quantised")
 
 
-def test_lif_of_a_float32_model_fed_float64() -> None:
-    values = (200.0, 310.0, 0.1, 0.7, 0.05)
-    cell = norse.LIFCell(norse.LIFParameters(*(parameter(value, torch.float32) for value in values)), dt=0.001)
-    canonical = mappings.norse_lif(cell)
+def test_parameters_of_a_float32_model_are_combined_in_float64() -> None:
+    """As in a captured graph that runs in float64: 1 - dt/tau of the float32 values, rounded once, at the very end."""
+    values = [parameter(value, torch.float32) for value in (200.0, 310.0, 0.1, 0.7, 0.05)]
+    canonical = ADAPTER.neuron(norse.LIFCell(norse.LIFParameters(*values), dt=0.001))
+    cell = norse.LIFCell(norse.LIFParameters(*(value.double() for value in values)), dt=0.001)
     assert_same_neuron(canonical, lambda x: drive(cell, x), calibrated(canonical, "random"))
 
 
 def test_what_is_not_expressed_is_refused() -> None:
     forgets = norse.LIFCell(norse.LIFParameters(tau_syn_inv=parameter(1000.0)), dt=0.001)
     with pytest.raises(ValueError, match="forgets"):
-        mappings.norse_lif(forgets)
+        ADAPTER.neuron(forgets)
 
     def reset_by_half(z: Tensor, v: Tensor, reset: Tensor, th: Tensor) -> Tensor:
         return v - 0.5 * z * th
 
     with pytest.raises(ValueError, match="not expressed"):
-        mappings.norse_lif_box(norse.LIFBoxCell(norse.LIFBoxParameters(reset_method=reset_by_half)))
+        ADAPTER.neuron(norse.LIFBoxCell(norse.LIFBoxParameters(reset_method=reset_by_half)))

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from snngraph import ops
-from tests.interop import mappings
+from snngraph.frontends.snntorch import SnnTorch
 from tests.interop.proof import BATCH, CHANNELS, Kind, Trace, assert_same_neuron, calibrated, inputs, stack
 
 snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
 
+ADAPTER = SnnTorch()
 RESETS = ["subtract", "zero", "none"]
 KINDS = pytest.mark.parametrize("kind", ["random", "quantised"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -34,7 +35,7 @@ def drive(module: Any, x: Tensor) -> Trace:
 @pytest.mark.parametrize("reset", RESETS)
 def test_leaky(reset: str, reset_delay: bool, kind: Kind, dtype: torch.dtype) -> None:
     module = snntorch.Leaky(beta=0.5, reset_mechanism=reset, reset_delay=reset_delay).to(dtype)
-    canonical = mappings.snntorch_leaky(module)
+    canonical = ADAPTER.neuron(module)
     assert_same_neuron(
         canonical, lambda x: drive(module, x), calibrated(canonical, kind, dtype), tolerance=0.0, ties=kind == "quantised"
     )
@@ -45,7 +46,7 @@ def test_leaky_with_reset_at_once_is_not_a_plain_soft_reset() -> None:
     module = snntorch.Leaky(beta=0.5, reset_delay=False).double()
     x = torch.tensor([[3.5], [0.25], [0.0]], dtype=torch.float64)
     expected = drive(module, x).s
-    canonical = mappings.snntorch_leaky(module)
+    canonical = ADAPTER.neuron(module)
     assert torch.equal(ops.lif(x, **canonical.parameters).s, expected)
     assert not torch.equal(ops.lif(x, **{**canonical.parameters, "delay": "none"}).s, expected)
 
@@ -64,14 +65,14 @@ def test_leaky_per_neuron_and_graded(reset: str, reset_delay: bool, dtype: torch
         learn_beta=True,
         learn_threshold=True,
     ).to(dtype)
-    canonical = mappings.snntorch_leaky(module)
+    canonical = ADAPTER.neuron(module)
     assert_same_neuron(canonical, lambda x: drive(module, x), calibrated(canonical, "random", dtype), tolerance=0.0)
 
 
 def test_leaky_zero_keeps_the_input_of_the_step() -> None:
     x = torch.full((6, 1), 2.0)
     module = snntorch.Leaky(beta=0.5, reset_mechanism="zero")
-    out = ops.lif(x, **mappings.snntorch_leaky(module).parameters)
+    out = ops.lif(x, **ADAPTER.neuron(module).parameters)
     assert torch.equal(out.s, torch.ones_like(x))
     assert torch.equal(out.s, drive(module, x).s)
 
@@ -83,7 +84,7 @@ def test_leaky_zero_keeps_the_input_of_the_step() -> None:
 )
 def test_lapicque(circuit: dict[str, float], reset: str, kind: Kind) -> None:
     module = snntorch.Lapicque(**circuit, reset_mechanism=reset).double()
-    canonical = mappings.snntorch_lapicque(module)
+    canonical = ADAPTER.neuron(module)
     ties = kind == "quantised" and "beta" not in circuit and "time_step" not in circuit
     if kind == "random" or ties:
         assert_same_neuron(canonical, lambda x: drive(module, x), calibrated(canonical, kind), ties=ties)
@@ -96,7 +97,7 @@ def test_lapicque(circuit: dict[str, float], reset: str, kind: Kind) -> None:
 def test_synaptic(reset: str, reset_delay: bool, kind: Kind, dtype: torch.dtype) -> None:
     beta = 0.75 if kind == "random" else 0.5
     module = snntorch.Synaptic(alpha=0.5, beta=beta, reset_mechanism=reset, reset_delay=reset_delay).to(dtype)
-    canonical = mappings.snntorch_synaptic(module)
+    canonical = ADAPTER.neuron(module)
     assert_same_neuron(
         canonical, lambda x: drive(module, x), calibrated(canonical, kind, dtype), tolerance=0.0, ties=kind == "quantised"
     )
@@ -116,7 +117,7 @@ def test_rleaky_cell(all_to_all: bool, reset: str, reset_delay: bool, kind: Kind
         module.recurrent = nn.Linear(CHANNELS, CHANNELS, dtype=torch.float64).requires_grad_(False)
         module.recurrent.weight.copy_(weights)
         module.recurrent.bias.fill_(-0.125)
-    canonical = mappings.snntorch_rleaky(module)
+    canonical = ADAPTER.neuron(module)
     rates, ties = [], []
     for scale in (0.5, 1.0, 2.0):
         x = inputs(kind, scale=scale)
@@ -141,6 +142,6 @@ def test_what_is_not_expressed_is_refused() -> None:
         inhibited = snntorch.Leaky(beta=0.5, inhibition=True)
     for module in (inhibited, snntorch.Leaky(beta=0.5, state_quant=torch.round)):
         with pytest.raises(ValueError, match="not expressed"):
-            mappings.snntorch_leaky(module)
+            ADAPTER.neuron(module)
     with pytest.raises(ValueError, match="below zero"):
-        mappings.snntorch_leaky(snntorch.Leaky(beta=0.5, threshold=-1.0, reset_mechanism="zero", reset_delay=False))
+        ADAPTER.neuron(snntorch.Leaky(beta=0.5, threshold=-1.0, reset_mechanism="zero", reset_delay=False))

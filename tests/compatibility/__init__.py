@@ -1,0 +1,1 @@
+"""Which neurons of which libraries, in which styles, are captured: cases, and docs/compatibility.md made from them."""
