@@ -231,7 +231,7 @@ def test_a_state_of_another_shape_starts_anew() -> None:
         def forward(self, x: Tensor) -> Tensor:
             large = self.node(x * 3)
             small = self.node(x[..., :4] * 3)
-            return torch.cat([large, small, self.node(x[..., :4])], dim=-1)
+            return torch.cat([large, small, self.node(x[..., :4] * 4)], dim=-1)
 
     net, x = TwoSizes().eval(), torch.randn(T, N, 8)
     assert_same_net(snngraph.trace(net, x), net, x, functional.reset_net)
@@ -332,7 +332,7 @@ def test_recurrent_containers(kind: str, step_mode: str) -> None:
     )
     net = nn.Sequential(nn.Linear(8, 8), recurrent).eval()
     x = torch.randn(T, N, 8) * 3
-    graph = snngraph.trace(net, x, **({"time_steps": T} if step_mode == "s" else {}))
+    graph = snngraph.trace(net, x, time_steps=T if step_mode == "s" else None)
     assert_same_net(
         graph, Loop(net, resets=False) if step_mode == "s" else net, x, functional.reset_net, neurons=["1.sub_module"]
     )
@@ -350,28 +350,32 @@ def test_other_states_of_the_library_are_reset() -> None:
 # -- what is not canonical -----------------------------------------------------------------------------------------------------
 
 
-class OwnCharge(neuron.SimpleLIFNode):
+class OwnCharge(neuron.SimpleLIFNode):  # type: ignore[misc]
+    v: Any
+
     def neuronal_charge(self, x: Tensor) -> None:
         self.v = 0.9 * self.v + x
 
 
-class OwnReset(neuron.SimpleIFNode):
+class OwnReset(neuron.SimpleIFNode):  # type: ignore[misc]
+    v: Any
+
     def neuronal_reset(self, spike: Tensor) -> None:
         self.v = self.v * (1 - 0.5 * spike)
 
 
-class OwnFire(neuron.SimpleIFNode):
+class OwnFire(neuron.SimpleIFNode):  # type: ignore[misc]
     def neuronal_fire(self) -> Tensor:
         return 2 * self.surrogate_function(self.v - 0.5)  # type: ignore[no-any-return]
 
 
-class OwnStep(neuron.LIFNode):
+class OwnStep(neuron.LIFNode):  # type: ignore[misc]
     def single_step_functional_forward(self, inputs: Any, states: Any, **kwargs: Any) -> Any:
         (spike,), states = super().single_step_functional_forward((inputs[0] * 2,), states, **kwargs)
         return (spike,), states
 
 
-class OwnForward(neuron.LIFNode):
+class OwnForward(neuron.LIFNode):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * 0.5  # type: ignore[no-any-return]
 
@@ -381,11 +385,11 @@ class Mixin:
         return super().single_step_forward(x + 1)  # type: ignore[misc,no-any-return]
 
 
-class Mixed(Mixin, neuron.LIFNode):
+class Mixed(Mixin, neuron.LIFNode):  # type: ignore[misc]
     pass
 
 
-class OnlyNamed(neuron.LIFNode):
+class OnlyNamed(neuron.LIFNode):  # type: ignore[misc]
     """Other defaults, another text: the same neuron."""
 
     def __init__(self, **options: Any) -> None:
@@ -459,7 +463,7 @@ OTHERS: dict[str, tuple[Node, str]] = {
     "DSRIFNode": (lambda: neuron.DSRIFNode(T, 1.0), "forgets"),
     "GatedLIFNode": (lambda: neuron.GatedLIFNode(T), "last spike"),
     "ILCLIFNode": (lambda: neuron.ILCLIFNode(4, 4), "connected with one another"),
-    "NoisyCUBALIFNode": (lambda: neuron.NoisyCUBALIFNode(16, is_training=False), "noise"),
+    "NoisyCUBALIFNode": (lambda: neuron.NoisyCUBALIFNode(16, is_training=False, T=T), "noise"),
     "NonSpikingLIFNode": (lambda: neuron.NonSpikingLIFNode(decode="max-mem"), "emits its membrane potential"),
     "FewSpikeNode": (
         lambda: neuron.FewSpikeNode(neuron.FewSpikeTable([1.0] * T, [0.5] * T, [0.25] * T)),
