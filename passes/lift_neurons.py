@@ -15,6 +15,7 @@ Exactness: real. The operator sums in its own order.
 
 from __future__ import annotations
 
+import functools
 import operator
 import re
 from dataclasses import dataclass
@@ -24,13 +25,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
-from snngraph.analysis.decisions import Decision, decisions_on
-from snngraph.analysis.elementwise import Elementwise
+from snngraph.analysis.elementwise import Elementwise, TooLargeError
 from snngraph.analysis.families import Families
-from snngraph.analysis.identification import Neuron, StepFunction, identify, is_step_of
+from snngraph.analysis.firing import Emitted, emitted, firings
+from snngraph.analysis.identification import identify, is_step_of
 from snngraph.analysis.recurrences import Recurrence, find_chains, resolve
-from snngraph.analysis.sequences import Input, Start, is_neuron_over_time, start_of
-from snngraph.graph import LIF_STEP, OUTPUT_NAMES, SpikingGraph, module_path, origin_of, source_line
+from snngraph.analysis.sequences import Fed, Input, is_neuron_over_time, over_time
+from snngraph.analysis.synapses import with_synapse
+from snngraph.graph import LIF_STEP, SpikingGraph, module_path, origin_of, source_line
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
 
@@ -38,6 +40,7 @@ __all__ = ["RECOGNISED", "LiftNeurons"]
 
 RECOGNISED = "recognised as "  # begins the note of every neuron that was
 aten = torch.ops.aten
+_MOST_NEURONS = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -53,27 +56,27 @@ class LiftNeurons(Pass):
         with torch.no_grad():
             lifted = _found(edit)
         taken = {str(n.meta["neuron"]) for n in graph.nodes if "neuron" in n.meta}
+        writer = _Writer(edit)
         for neuron in lifted:
-            _write(edit, neuron, _name_of(neuron.recurrence, taken))
+            writer.write(neuron, _name_of(neuron.recurrence, taken))
         return edit.result()
 
 
 @dataclass(frozen=True)
 class _Lifted:
     recurrence: Recurrence
-    neuron: Neuron
-    inputs: tuple[Input, ...]
-    start: Start
-    spikes: tuple[tuple[Decision, ...], ...]
+    fed: Fed
+    emitted: tuple[tuple[Emitted, ...], ...]
 
 
 def _found(edit: Rewriter) -> list[_Lifted]:
     area = Elementwise(edit.graph)
     recurrences: dict[tuple[fx.Node, ...], Recurrence] = {}
-    for chain in find_chains(area, edit.graph.time.steps):
+    chains, refused = find_chains(area, edit.graph.time.steps)
+    for chain in chains:
         found = resolve(area, chain)
         if isinstance(found, str):
-            edit.refuse(chain.decisions[0], found)
+            refused[chain.decisions[0]] = found
         elif not any(set(found.potentials) <= set(other) for other in recurrences):
             recurrences[found.potentials] = found
     known = {h: (k, t) for k, potentials in enumerate(recurrences) for t, h in enumerate(potentials)}
@@ -82,49 +85,42 @@ def _found(edit: Rewriter) -> list[_Lifted]:
     for recurrence in recurrences.values():
         lifted = _identified(area, recurrence, families)
         if isinstance(lifted, str):
-            edit.refuse(recurrence.decisions[0], lifted)
+            refused[recurrence.decisions[0]] = lifted
         else:
             result.append(lifted)
+    inner = {n for lifted in result for step in lifted.recurrence.steps for n in step.program.nodes}
+    for decision, reason in refused.items():
+        if decision not in inner:
+            edit.refuse(decision, reason)
     return result
 
 
 def _identified(area: Elementwise, recurrence: Recurrence, families: Families) -> _Lifted | str:
-    """The neuron and its proof, or why there is none."""
+    """The neuron, proved, or why there is none."""
+    try:
+        return _proved(area, recurrence, families)
+    except TooLargeError as error:
+        return str(error)
+
+
+def _proved(area: Elementwise, recurrence: Recurrence, families: Families) -> _Lifted | str:
     potentials = recurrence.potentials
-    functions = [StepFunction(*at) for at in zip(recurrence.steps, potentials, potentials[1:], strict=False)]
-    spikes = [decisions_on(area, h) for h in potentials]
+    if recurrence.steps[-1].program.extent.numel() > _MOST_NEURONS:
+        return f"its parameters differ for more than {_MOST_NEURONS} neurons"
     reason = "its decision to fire is not a threshold on its membrane potential"
-    for decision in _distinct(spikes[0]):
-        neuron = identify(functions[-1], decision)
+    for firing in firings(area, potentials[0]):
+        neuron = identify(recurrence.steps[-1], firing, has_state=recurrence.has_state)
         if isinstance(neuron, str):
             reason = neuron
             continue
-        if not all(is_step_of(neuron, function) for function in functions):
+        if not all(is_step_of(neuron, step) for step in recurrence.steps):
             reason = f"it is not {neuron}, which it resembles"
             continue
-        start = start_of(area, recurrence, neuron, families)
-        zero = torch.zeros((), dtype=torch.float64)
-        inputs = (start.input, *(Input(step.inputs, neuron.weights, zero) for step in recurrence.steps))
-        if not is_neuron_over_time(area, recurrence, neuron, inputs, start):
-            reason = f"it could not be proved to be {neuron}"
-            continue
-        same = tuple(tuple(d for d in at if _same(d, decision)) for at in spikes)
-        if all(same):
-            return _Lifted(recurrence, neuron, inputs, start, same)
-        reason = "its threshold differs from step to step"
+        for fed in (with_synapse(area, recurrence, neuron, families), over_time(area, recurrence, neuron, families)):
+            if fed is not None and is_neuron_over_time(area, recurrence, fed):
+                return _Lifted(recurrence, fed, tuple(tuple(emitted(area, h, firing)) for h in potentials))
+        reason = f"it could not be proved to be {neuron}"
     return reason
-
-
-def _distinct(decisions: list[Decision]) -> list[Decision]:
-    found: list[Decision] = []
-    for decision in decisions:
-        if not any(_same(decision, other) for other in found):
-            found.append(decision)
-    return found
-
-
-def _same(a: Decision, b: Decision) -> bool:
-    return a.at_threshold == b.at_threshold and torch.equal(a.threshold, b.threshold)
 
 
 def _name_of(recurrence: Recurrence, taken: set[str]) -> str:
@@ -142,62 +138,66 @@ def _name_of(recurrence: Recurrence, taken: set[str]) -> str:
 # -- writing -------------------------------------------------------------------------------------------------------------------
 
 
-def _write(edit: Rewriter, lifted: _Lifted, name: str) -> None:
-    graph, neuron, potentials = edit.graph.graph, lifted.neuron, lifted.recurrence.potentials
-    with graph.inserting_before(next(iter(graph.nodes))):
-        constants = {k: _constant(edit, f"{name}.{k}", a) for k, a in neuron.parameters.items() if isinstance(a, Tensor)}
-        v = _constant(edit, f"{name}.v", lifted.start.v)
-    options = {k: a for k, a in neuron.parameters.items() if not isinstance(a, Tensor)}
-    keywords = {**{k: n for k, n in constants.items() if k not in ("decay", "threshold")}, **options}
-    if options["reset"] == "hard":
-        keywords.setdefault("v_reset", constants.get("v_reset"))
-    edit.did(lifted.recurrence.decisions[0], f"{RECOGNISED}{neuron}")
-    for potential, given, spikes in zip(potentials, lifted.inputs, lifted.spikes, strict=True):
-        with graph.inserting_before(potential.next):
-            x = _sum(edit, given)
-            step = graph.call_function(
-                LIF_STEP, (x, v, constants["decay"], constants["threshold"]), dict(sorted(keywords.items()))
-            )
-            step.meta = {**origin_of(potential), "neuron": name}
-            s, v, h = (graph.call_function(operator.getitem, (step, OUTPUT_NAMES.index(k))) for k in ("s", "v", "h"))
-        for decision in spikes:
-            _replace_decision(graph, decision, s)
-        if potential not in given.nodes:
-            potential.replace_all_uses_with(h)
+_MASKS = {"positive": aten.gt.Scalar, "negative": aten.lt.Scalar, "nonzero": aten.ne.Scalar}
 
 
-def _replace_decision(graph: fx.Graph, decision: Decision, s: fx.Node) -> None:
-    """What is the spikes or a multiple of them is written so; a mask is ``s > 0``, and the rest is computed from that."""
-    node, value = decision.node, decision.node.meta["val"]
-    with graph.inserting_before(node.next):
-        if not value.is_floating_point():
-            if decision.low or value.dtype != torch.bool:
-                return
-            node.replace_all_uses_with(graph.call_function(aten.gt.Scalar, (s, 0.0)))
-        elif decision.low == 0.0:
-            node.replace_all_uses_with(s if decision.high == 1.0 else graph.call_function(aten.mul.Tensor, (s, decision.high)))
+class _Writer:
+    def __init__(self, edit: Rewriter) -> None:
+        self.edit, self.graph = edit, edit.graph.graph
+        self.now: dict[fx.Node, fx.Node] = {}  # what stands for a node that was replaced
 
+    def write(self, lifted: _Lifted, name: str) -> None:
+        """Puts the steps of a neuron in the place of its arithmetic."""
+        fed = lifted.fed
+        options = {k: a for k, a in fed.neuron.parameters.items() if not isinstance(a, Tensor)}
+        with self.graph.inserting_before(next(iter(self.graph.nodes))):
+            constants = {k: self._constant(f"{name}.{k}", a) for k, a in fed.neuron.parameters.items() if isinstance(a, Tensor)}
+            v = self._constant(f"{name}.v", fed.v)
+            i = None if fed.i is None else self._constant(f"{name}.i", fed.i)
+        positional = (constants.pop("decay"), constants.pop("threshold"))
+        self.edit.did(lifted.recurrence.decisions[0], f"{RECOGNISED}{fed.neuron}")
+        for potential, given, outputs in zip(lifted.recurrence.potentials, fed.inputs, lifted.emitted, strict=True):
+            with self.graph.inserting_before(potential.next):
+                keywords = {**constants, **options, **({} if i is None else {"i": i})}
+                step = self.graph.call_function(LIF_STEP, (self._sum(given), v, *positional), dict(sorted(keywords.items())))
+                step.meta = {**origin_of(potential), "neuron": name}
+                s, v, i, h = (self.graph.call_function(operator.getitem, (step, k)) for k in range(4))
+                i = i if "syn_decay" in constants else None
+            for output in outputs:
+                self._replace_output(output, s)
+            if potential not in given.nodes:
+                self._replace(potential, h)
 
-def _constant(edit: Rewriter, name: str, value: Tensor) -> fx.Node:
-    kept = value.clone() if not value.dim() else value.to(edit.graph.dtype, copy=True)  # it may be one of the model's own tensors
-    return edit.graph.add_tensor(re.sub(r"\W", "_", name), kept)
+    def _replace_output(self, output: Emitted, s: fx.Node) -> None:
+        """What reads an operator that computes the spikes ``s``, a multiple or a mask of them, reads that of ``s``."""
+        with self.graph.inserting_before(output.node.next):
+            if output.kind == "spikes":
+                self._replace(output.node, self._scaled(s, torch.tensor(output.factor, dtype=torch.float64)))
+            elif output.node.meta["val"].dtype == torch.bool:
+                self._replace(output.node, self.graph.call_function(_MASKS[output.kind], (s, 0.0)))
 
+    def _replace(self, node: fx.Node, by: fx.Node) -> None:
+        node.replace_all_uses_with(by)
+        self.now[node] = by
 
-def _sum(edit: Rewriter, given: Input) -> fx.Node:
-    """``sum_k weights[k]*nodes[k] + offset`` as operators."""
-    graph = edit.graph.graph
-    total: Any = None
-    for node, weight in zip(given.nodes, given.weights, strict=True):
-        term = node if _is(weight, 1.0) else graph.call_function(aten.mul.Tensor, (node, _factor(edit, weight)))
-        total = term if total is None else graph.call_function(aten.add.Tensor, (total, term))
-    if not _is(given.offset, 0.0):
-        total = graph.call_function(aten.add.Tensor, (total, _factor(edit, given.offset)))
-    return total  # type: ignore[no-any-return]
+    def _constant(self, name: str, value: Tensor) -> fx.Node:
+        kept = (
+            value.clone() if not value.dim() else value.to(self.edit.graph.dtype, copy=True)
+        )  # it may be the model's own tensor
+        return self.edit.graph.add_tensor(re.sub(r"\W", "_", name), kept)
 
+    def _sum(self, given: Input) -> fx.Node:
+        """``sum_k weights[k]*nodes[k] + offset`` as operators."""
+        terms = [self._scaled(self.now.get(node, node), weight) for node, weight in zip(given.nodes, given.weights, strict=True)]
+        total = functools.reduce(lambda a, b: self.graph.call_function(aten.add.Tensor, (a, b)), terms)
+        if given.offset.dim() or float(given.offset):
+            total = self.graph.call_function(aten.add.Tensor, (total, self._factor(given.offset)))
+        return total
 
-def _factor(edit: Rewriter, value: Tensor) -> Any:
-    return float(value) if not value.dim() else _constant(edit, "weight", value)
+    def _scaled(self, node: fx.Node, weight: Tensor) -> fx.Node:
+        if not weight.dim() and float(weight) == 1.0:
+            return node
+        return self.graph.call_function(aten.mul.Tensor, (node, self._factor(weight)))
 
-
-def _is(value: Tensor, number: float) -> bool:
-    return not value.dim() and float(value) == number
+    def _factor(self, value: Tensor) -> Any:
+        return float(value) if not value.dim() else self._constant("weight", value)

@@ -27,6 +27,7 @@ __all__ = ["NeuronLayerInfo", "Recognition", "SpikingGraph", "Time", "arguments"
 LIF = torch.ops.snn.lif.default
 LIF_STEP = torch.ops.snn.lif_step.default
 RESHAPE = torch.ops.aten.reshape.default  # the canonical view: unlike aten.view it takes any memory layout
+_ARITHMETIC = tuple(getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div"))
 VIEWS = (RESHAPE, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 OUTPUT_NAMES = ops.NeuronOutput._fields
 TRAINING_ONLY = ("surrogate", "alpha", "detach_reset")  # arguments of a neuron that change gradients, not values
@@ -221,6 +222,8 @@ class SpikingGraph:
             kind = node.kwargs.get("dtype")
             if isinstance(kind, torch.dtype) and kind.is_floating_point:
                 node.kwargs = {**node.kwargs, "dtype": dtype}
+            if is_op(node, *_ARITHMETIC) and node.meta["val"].is_floating_point():
+                _widen(graph, node, dtype)
         result = self._derived(graph, {k: _cast(t, dtype) for k, t in self.tensors().items()}, dtype)
         known = self.known_batch_dims()
         if known is not None:
@@ -468,6 +471,18 @@ def _sorted(graph: fx.Graph, live: set[fx.Node]) -> fx.Graph:
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() and (tensor.dim() or tensor.dtype != torch.float64) else tensor
+
+
+def _widen(graph: fx.Graph, node: fx.Node, dtype: torch.dtype) -> None:
+    """Arithmetic of integers or truth values with a number, ``(x > 0) * 1.0``, gives PyTorch's default type: it is told ours."""
+    operands = [n for n in node.args if isinstance(n, fx.Node)]
+    if any(n.meta["val"].is_floating_point() for n in operands):
+        return
+    with graph.inserting_before(node):
+        for n in operands:
+            wide = graph.call_function(torch.ops.aten._to_copy.default, (n,), {"dtype": dtype})
+            wide.meta = {**origin_of(node), "val": n.meta["val"].to(dtype)}
+            node.replace_input_with(n, wide)
 
 
 class _Inference(fx.Interpreter):

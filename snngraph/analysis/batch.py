@@ -136,6 +136,9 @@ def _only_first_argument(node: fx.Node) -> bool:
     if target in (aten._softmax.default, aten._log_softmax.default, aten.select.int, aten.slice.Tensor):
         dim: int = arguments(node)["dim"]
         return dim % rank != 0
+    if target is aten.expand.default:
+        sizes: list[int] = operand(node, 1)
+        return len(sizes) == rank and sizes[0] == -1
     if target is aten.permute.default:
         order: list[int] = operand(node, 1)
         return order[0] % rank == 0

@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from snngraph.analysis.batch import ELEMENTWISE
 from snngraph.graph import SpikingGraph, is_op, operand, shape_of
 
-__all__ = ["DISCONTINUOUS", "Elementwise", "Program"]
+__all__ = ["DISCONTINUOUS", "Elementwise", "Program", "TooLargeError"]
 
 aten = torch.ops.aten
 _COMPARISONS = ("eq", "ne", "lt", "le", "gt", "ge")
@@ -29,6 +29,10 @@ _FILLED = (aten.full.default, aten.full_like.default)
 _ONES, _ZEROS = (aten.ones.default, aten.ones_like.default), (aten.zeros.default, aten.zeros_like.default)
 _TIE = 1e-12
 _LARGEST_CONSTANT = 1 << 22
+
+
+class TooLargeError(Exception):
+    """A constant that is not written out is too large to be computed."""
 
 
 class Elementwise:
@@ -45,7 +49,9 @@ class Elementwise:
         self._operands: dict[fx.Node, list[fx.Node]] = {}
         self._constants: dict[fx.Node, Tensor] = {}
         for node in self.order:
-            if node.op == "placeholder" or (any(n in self._varies for n in node.all_input_nodes) and not _is_filled(node)):
+            if node.op == "placeholder" or (
+                any(n in self._varies for n in node.all_input_nodes) and self._filled_with(node) is None
+            ):
                 self._varies.add(node)
                 if self._is_elementwise(node):
                     self._operands[node] = [n for n in node.all_input_nodes if n in self._varies]
@@ -65,6 +71,14 @@ class Elementwise:
         return all(isinstance(n.meta["val"], Tensor) for n in node.all_input_nodes) and all(
             shape_of(n) == shape for n in node.all_input_nodes if n in self._varies
         )
+
+    def _filled_with(self, node: fx.Node) -> float | None:
+        """The number that all entries of a node are, whatever its operands: of a fill, or a product with zero."""
+        if is_op(node, *_ONES):
+            return 1.0
+        if is_op(node, *_ZEROS) or (is_op(node, aten.mul.Tensor) and any(self.graph.number(a) == 0.0 for a in node.args)):
+            return 0.0
+        return float(operand(node, 1)) if is_op(node, *_FILLED) and isinstance(operand(node, 1), bool | int | float) else None
 
     def ancestors(self, node: fx.Node, known: Collection[fx.Node] = ()) -> set[fx.Node]:
         """Everything ``node`` is computed from by elementwise operators, itself included, without what is ``known``."""
@@ -88,7 +102,7 @@ class Elementwise:
         """The value, in float64, of a node that depends on no input (or on its shape alone); 0-d if all its entries are equal.
 
         Raises:
-            ValueError: it is too large to be computed here.
+            TooLargeError: it is too large to be computed here.
         """
         if node not in self._constants:
             self._constants[node] = _compact(self._value(node))
@@ -98,17 +112,13 @@ class Elementwise:
         known = self.graph.constant(node)
         if known is not None:
             return known.double() if known.is_floating_point() else known
-        if _is_filled(node):
-            fill = float(operand(node, 1)) if is_op(node, *_FILLED) else float(is_op(node, *_ONES))
+        fill = self._filled_with(node)
+        if fill is not None:
             return torch.tensor(fill, dtype=torch.float64 if node.meta["val"].is_floating_point() else node.meta["val"].dtype)
         if shape_of(node) and torch.Size(shape_of(node)).numel() > _LARGEST_CONSTANT and node.target not in ELEMENTWISE:
-            raise ValueError(f"{node} is a large constant that is not written out")
+            raise TooLargeError(f"{node} is a large constant that is not written out")
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), self.constant)
         return _run(node, args, kwargs)
-
-
-def _is_filled(node: fx.Node) -> bool:
-    return is_op(node, *_ONES, *_ZEROS) or (is_op(node, *_FILLED) and isinstance(operand(node, 1), bool | int | float))
 
 
 def _compact(value: Tensor) -> Tensor:
@@ -145,9 +155,14 @@ class Program:
             waiting.extend(reversed(area.operands(node)))
         self.leaves = list(leaves)
         self.nodes = sorted(found, key=area.order.__getitem__)
+        self._results = set(results)
+        self._last: dict[fx.Node, list[fx.Node]] = {}  # node -> what nothing after it reads
+        last_reader = {n: reader for reader in self.nodes for n in area.operands(reader)}
+        for node in found - self._results:
+            self._last.setdefault(last_reader[node], []).append(node)
 
     def run(self, given: Mapping[fx.Node, Tensor], *, ties: bool = False) -> dict[fx.Node, Tensor]:
-        """The values of all nodes for those of the leaves.
+        """The values of the results for those of the leaves.
 
         Args:
             given: ``[P, ...]``, for every leaf.
@@ -155,13 +170,19 @@ class Program:
         """
         values = dict(given)
         for node in self.nodes:
-            if node in values:
-                continue
             args, kwargs = fx.node.map_arg(
                 (node.args, node.kwargs), lambda n: values[n] if n in values else self._area.constant(n)
             )
             values[node] = _run(node, _tied(node, args) if ties else args, kwargs)
-        return values
+            for done in self._last.get(node, ()):
+                del values[done]
+        return {node: values[node] for node in self._results}
+
+    @property
+    def extent(self) -> torch.Size:
+        """The extent in which its constants vary."""
+        extent: torch.Size = torch.broadcast_shapes(*(c.shape for c in self.constants))
+        return extent
 
     @property
     def constants(self) -> list[Tensor]:

@@ -12,6 +12,7 @@ from snngraph.graph import LIF_STEP, SpikingGraph, arguments, is_op, previous_st
 
 __all__ = ["Families"]
 
+aten = torch.ops.aten
 _STATIC, _MIXED = -1, -2
 
 
@@ -54,18 +55,25 @@ class Families:
         if recurrent is not None:
             return recurrent[1], self._name(("recurrent", recurrent[0]))
         if node.op != "call_function":
-            return _STATIC, self._name(node)
-        if is_op(node, torch.ops.aten.select.int):
+            return _STATIC, self._name(node.target if node.op == "get_attr" else node)
+        if is_op(node, aten.select.int):
             given = arguments(node)
             source, dim = given["self"], given["dim"]
             if self._found[source][0] == _STATIC and shape_of(source)[dim] == graph.time.steps:
                 return given["index"] % graph.time.steps, self._name(("select", source, dim % len(shape_of(source))))
         steps = {self._found[n][0] for n in node.all_input_nodes} - {_STATIC}
-        if not steps:
+        if not steps or self._stacks_all_steps(node, graph.time.steps):
             return _STATIC, self._name(node)
         if len(steps) > 1 or _MIXED in steps:
             return _MIXED, -1
         return steps.pop(), self._name((node.target, self._frozen(node.args), self._frozen(tuple(sorted(node.kwargs.items())))))
+
+    def _stacks_all_steps(self, node: fx.Node, steps: int) -> bool:
+        """Whether it puts the members of one family side by side, in order: what comes of that belongs to no step."""
+        if not is_op(node, aten.stack.default, aten.cat.default):
+            return False
+        parts = [self._found[n] for n in node.args[0]]  # type: ignore[union-attr, index]
+        return [step for step, _ in parts] == list(range(steps)) and len({family for _, family in parts}) == 1
 
     def _frozen(self, a: Any) -> Any:
         if isinstance(a, list | tuple):

@@ -17,18 +17,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from snngraph import ops
-from snngraph.analysis.decisions import Decision, along_probes, tidy
+from snngraph.analysis.firing import Firing, along_probes, sampled, tidy, unit_of
 from snngraph.analysis.recurrences import Step
 
-__all__ = ["Neuron", "StepFunction", "identify"]
+__all__ = ["Neuron", "identify", "is_step_of"]
 
 _CLOSE = 1e-9  # relative: to tell readings apart
 _EXACT = 1e-10  # relative: of the proof
-_NUMBERS = 1 << 17  # per operator of the proof
+_PROBES = 4096
 _FAR = 1e4
+_NEUTRAL = {"input_gain": 1.0, "bias": 0.0}
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,15 @@ class Neuron:
     def __str__(self) -> str:
         return f"lif({', '.join(f'{k}={_show(v)}' for k, v in self.parameters.items())})"
 
-    def charged(self, h: Tensor, inputs: Sequence[Tensor]) -> Tensor:
-        """The potential after ``h`` for these inputs, ``[P, ...]``, by the definition of the operator."""
-        x = sum((w * u for w, u in zip(self.weights, inputs, strict=True)), torch.zeros_like(h))
+    def stepped(self, before: Tensor, inputs: Sequence[Tensor]) -> ops.NeuronOutput:
+        """A step from the potential ``before`` (with a delayed reset: what that left), ``[P, ...]``, as the operator does."""
+        x = sum((w * u for w, u in zip(self.weights, inputs, strict=True)), torch.zeros_like(before))
         zero = torch.zeros((), dtype=torch.float64)
         given = dict(self.parameters)
-        v = h
         if given.get("delay", "none") == "none":
-            still = {k: a for k, a in given.items() if k not in ("decay", "input_gain", "bias")}
-            v = ops.lif_step_reference(h, zero, zero, still.pop("threshold"), **still).v
-        return ops.lif_step_reference(x, v, given.pop("decay"), given.pop("threshold"), **given).h
+            still = {k: a for k, a in given.items() if k not in ("decay", "threshold", "input_gain", "bias")}
+            before = ops.lif_step_reference(before, zero, zero, given["threshold"], **still).v
+        return ops.lif_step_reference(x, before, given.pop("decay"), given.pop("threshold"), **given)
 
 
 def _show(value: Any) -> str:
@@ -64,91 +64,80 @@ def _show(value: Any) -> str:
     return repr(value)
 
 
-class StepFunction:
-    """A step function on numbers.
+def identify(step: Step, firing: Firing, *, has_state: bool = False) -> Neuron | str:
+    """The neuron whose step this is, if it fires so; or why it is none. What it says is still to be proved.
 
     Args:
-        step: its operators.
-        before: the potential of the step before.
-        potential: the potential of this step.
+        step: one of its steps; not one whose state is its input too.
+        firing: when it fires.
+        has_state: whether the step starts from more than the potential before.
     """
-
-    def __init__(self, step: Step, before: fx.Node, potential: fx.Node) -> None:
-        self.before, self.potential, self.inputs = before, potential, step.inputs
-        self.program = step.program
-
-    def __call__(self, h: Tensor, inputs: Sequence[Tensor], *, ties: bool = False) -> Tensor:
-        """The potentials after ``h`` for these inputs, all ``[P, ...]``."""
-        given = {**dict(zip(self.inputs, inputs, strict=True)), self.before: h}
-        return self.program.run(given, ties=ties)[self.potential]
-
-
-def identify(function: StepFunction, decision: Decision) -> Neuron | str:
-    """The neuron whose step function this is, with the threshold of ``decision``; or why it is none."""
-    reading = _Reading(function, decision.threshold)
+    reading = _Reading(step, firing, has_state)
     parameters = reading.parameters()
     if isinstance(parameters, str):
         return parameters
-    constants = function.program.constants
-    gain = reading.gains[0]
-    if bool((gain == 0).any()):
+    if bool((reading.gains[0] == 0).any()):
         return "an input does not reach every neuron"
-    if not bool((gain == 1).all()):
-        parameters["input_gain"] = gain
-    tidied = {k: tidy(a, constants) if isinstance(a, Tensor) else a for k, a in parameters.items()}
-    shared = {"threshold": decision.threshold, "fire": ">=" if decision.at_threshold else ">"}
-    return Neuron({"decay": tidied.pop("decay"), **shared, **tidied}, tuple(tidy(g / gain, constants) for g in reading.gains))
+    constants = step.program.constants
+    charge = {"decay": parameters.pop("decay"), "input_gain": reading.gains[0], "bias": parameters.pop("bias")}
+    tidied = {k: tidy(a, constants) if isinstance(a, Tensor) else a for k, a in (charge | parameters).items()}
+    kept = {k: a for k, a in tidied.items() if k not in _NEUTRAL or not bool((torch.as_tensor(a) == _NEUTRAL[k]).all())}
+    fires = {"threshold": firing.threshold, "fire": firing.fire, **({} if firing.emit == "spike" else {"emit": firing.emit})}
+    return Neuron(fires | kept, tuple(tidy(g / reading.gains[0], constants) for g in reading.gains))
 
 
 class _Reading:
     """What a step function says at a few points; ``[*dims]`` per neuron."""
 
-    def __init__(self, function: StepFunction, threshold: Tensor) -> None:
-        self._function, self._threshold = function, threshold
-        self._unit = unit_of(threshold)
+    def __init__(self, step: Step, firing: Firing, has_state: bool) -> None:
+        self._step, self._has_state = step, has_state
+        self._threshold, self._signed = firing.threshold, firing.emit == "signed"
+        self._unit = unit_of(firing.threshold)
         below, further = self._at(-0.25), self._at(-0.5)
         self.decay = (below - further) / (0.25 * self._unit)
         self.bias = _rounded(below - self.decay * self._potential(-0.25), self._unit)
-        self.gains = [self._at(-0.25, {k: 1.0}) - below for k in range(len(function.inputs))]
+        self.gains = [self._at(-0.25, {k: 1.0}) - below for k in range(self._count)]
 
     def _potential(self, distance: float) -> Tensor:
         return self._threshold + distance * self._unit
 
     def _at(self, distance: float, inputs: dict[int, float] | None = None) -> Tensor:
         """The next potential, from ``distance`` units above the threshold."""
-        like = self._function.potential
+        like = self._step.potential
         h = along_probes(torch.zeros(1, dtype=torch.float64), like) + self._potential(distance)
-        values = [
-            along_probes(torch.full((1,), (inputs or {}).get(k, 0.0), dtype=torch.float64), like) for k in range(self._count)
-        ]
-        return self._function(h, values)[0]
+        numbers = [(inputs or {}).get(k, 0.0) for k in range(self._count)]
+        values = [along_probes(torch.tensor([x], dtype=torch.float64), like) for x in numbers]
+        return self._step(h, values)[like][0]
 
     @property
     def _count(self) -> int:
-        return len(self._function.inputs)
+        return len(self._step.inputs)
 
     def _near(self, a: Tensor, b: Tensor | float, scale: float = 1.0) -> bool:
         size = self._unit * (1 + self.decay.abs()) * scale
         return bool(((a - b).abs() <= _CLOSE * size).all())
 
     def parameters(self) -> dict[str, Any] | str:
-        """Arguments of the operator, without the threshold; or why there are none."""
+        """Arguments of the operator, without the threshold and the gain; or why there are none."""
         if not all(bool(a.isfinite().all()) for a in (self.decay, self.bias, *self.gains)):
             return "its membrane potential is not finite"
+        if not self._near(self._at(-0.1), self.decay * self._potential(-0.1) + self.bias):
+            return "it is not linear below its threshold"
         reset = self._reset()
         if isinstance(reset, str):
             return reset
         floor = self._floor(reset)
         if isinstance(floor, str):
             return floor
-        bias = {} if bool((self.bias == 0).all()) else {"bias": self.bias}
-        return {"decay": self.decay, **bias, **reset, **floor}
+        return {"decay": self.decay, "bias": self.bias, **reset, **floor}
 
     def _reset(self) -> dict[str, Any] | str:
         above, further = self._at(0.25), self._at(0.5)
         slope = (further - above) / (0.25 * self._unit)
         gains = [self._at(0.25, {k: 1.0}) - above for k in range(self._count)]
         keeps_inputs = all(self._near(a, b) for a, b in zip(gains, self.gains, strict=True))
+        if self._has_state and not (keeps_inputs and self._near(slope, self.decay)):
+            return "what a step leaves is not a function of its membrane potential"
         if keeps_inputs and self._near(slope, self.decay):
             return self._soft(self.decay * self._potential(0.25) + self.bias - above)
         if keeps_inputs and self._near(slope, 0.0):
@@ -160,6 +149,8 @@ class _Reading:
 
     def _soft(self, drop: Tensor) -> dict[str, Any]:
         """A soft reset that lowers the next potential by ``drop``."""
+        if self._has_state:
+            return {"reset": "soft", "delay": "both", **({} if self._near(drop, self._threshold) else {"reset_amount": drop})}
         if self._near(drop, 0.0):
             return {"reset": "none"}
         if self._near(drop, self.decay * self._threshold):
@@ -172,6 +163,8 @@ class _Reading:
 
     def _floor(self, reset: dict[str, Any]) -> dict[str, Any] | str:
         """A bound from below, on what the reset leaves or on the potential itself."""
+        if self._signed:
+            return {}
         found: dict[str, Any] = {}
         deep, deeper = self._at(-_FAR), self._at(-2 * _FAR)
         if not self._near(deep, self.decay * self._potential(-_FAR) + self.bias, _FAR):
@@ -189,57 +182,46 @@ class _Reading:
         return {"floor": low[bent[0]], "delay": reset.get("delay", "before")}
 
 
-def unit_of(threshold: Tensor) -> Tensor:
-    """The scale of a neuron's numbers: its threshold, or 1."""
-    return torch.where(threshold == 0, torch.ones_like(threshold), threshold.abs())
-
-
 def _rounded(value: Tensor, unit: Tensor) -> Tensor:
     """Zero where ``value`` is what rounding left of it."""
     return torch.where(value.abs() <= 1e-13 * unit, torch.zeros_like(value), value)
 
 
-def is_step_of(neuron: Neuron, function: StepFunction, seed: int = 0) -> bool:
-    """Whether ``function`` is a step of ``neuron``, on many numbers."""
-    if len(function.inputs) != len(neuron.weights):
-        return False
-    threshold, like = neuron.parameters["threshold"], function.potential
-    count = max(64, min(4096, _NUMBERS // max(1, _extent(neuron, function))))
-    generator = torch.Generator().manual_seed(seed)
+def is_step_of(neuron: Neuron, step: Step) -> bool:
+    """Whether this is a step of ``neuron``, on many numbers."""
+    threshold, like = neuron.parameters["threshold"], step.potential
     unit = unit_of(threshold)
+    generator = torch.Generator().manual_seed(0)
 
-    def normal(scales: Sequence[float]) -> Tensor:
+    def normal(scales: Sequence[float], count: int) -> Tensor:
         spread = torch.tensor(scales, dtype=torch.float64).repeat(-(-count // len(scales)))[:count]
-        return along_probes(torch.randn(count, generator=generator, dtype=torch.float64) * spread, like)
+        return torch.randn(count, generator=generator, dtype=torch.float64) * spread
 
     near = torch.tensor([s * 10.0**-k for k in range(1, 9) for s in (1, -1)], dtype=torch.float64)
-    whole = torch.tensor([-3.0, -2.0, -1.0, 0.5, 1.0, 1.5, 2.0, 5.0], dtype=torch.float64)
-    offsets = torch.cat([normal([0.1, 1.0, 3.0, 30.0, _FAR]).flatten(), near, whole])
-    h = threshold + unit * along_probes(offsets, like)
+    whole = torch.tensor([-3.3, -2.2, -1.1, 0.5, 0.9, 1.1, 2.2, 5.5], dtype=torch.float64)
+    pool = torch.cat([near, whole, normal([0.1, 1.0, 3.0, 30.0, _FAR], _PROBES)])
+    before = threshold + unit * sampled(pool, step.program.extent, like)
     scales = ([0.0, 1.0, 0.3, 3.0, 100.0], [1.0, 0.0, 3.0], [0.1, 10.0, 0.0, 1.0])
-    inputs = [
-        along_probes(torch.cat([normal(scales[k % 3]).flatten(), normal([1.0]).flatten()[: len(near) + len(whole)]]), like)
-        * float(unit.max())
-        for k in range(len(function.inputs))
-    ]
-    if function.before in function.inputs:
-        inputs = [h if node is function.before else x for node, x in zip(function.inputs, inputs, strict=True)]
-    at = (threshold + 0 * h[:3]).expand(3, *h.shape[1:])
-    return _agree(neuron, function, h, inputs, ties=False) and (
-        function.before in function.inputs or _agree(neuron, function, at, [x[:3] for x in inputs], ties=True)
-    )
+    inputs = [along_probes(normal(scales[k % 3], len(before)), like) * float(unit.max()) for k in range(len(step.inputs))]
+    inputs = [before if node is step.before else x for node, x in zip(step.inputs, inputs, strict=True)]
+    if not _agree(neuron, step, before, inputs, ties=False):
+        return False
+    return all(_agree(neuron, step, *_at(side * threshold, before, inputs, step), ties=True) for side in (1, -1))
 
 
-def _extent(neuron: Neuron, function: StepFunction) -> int:
-    tensors = [*function.program.constants, *(a for a in neuron.parameters.values() if isinstance(a, Tensor))]
-    return max((t.numel() for t in tensors), default=1)
+def _at(value: Tensor, before: Tensor, inputs: Sequence[Tensor], step: Step) -> tuple[Tensor, list[Tensor]]:
+    """The same ``value`` for all states, with the first few inputs."""
+    fixed = value + 0 * before[:4]
+    return fixed, [fixed if node is step.before else x[:4] for node, x in zip(step.inputs, inputs, strict=True)]
 
 
-def _agree(neuron: Neuron, function: StepFunction, h: Tensor, inputs: Sequence[Tensor], *, ties: bool) -> bool:
-    found = function(h, inputs, ties=ties)
-    wanted = neuron.charged(h.expand(torch.broadcast_shapes(h.shape, found.shape)), inputs)
+def _agree(neuron: Neuron, step: Step, before: Tensor, inputs: Sequence[Tensor], *, ties: bool) -> bool:
+    values = step(before, inputs, ties=ties)
+    found = values[step.potential]
+    wanted = neuron.stepped(before.expand(torch.broadcast_shapes(before.shape, found.shape)), inputs)
     given = neuron.parameters
-    size = (given["decay"] * h).abs() + unit_of(given["threshold"])
+    size = (given["decay"] * before).abs() + unit_of(given["threshold"])
     for w, u in zip(neuron.weights, inputs, strict=True):
         size = size + (given.get("input_gain", 1.0) * w * u).abs()
-    return bool(((found - wanted).abs() <= _EXACT * size).all())
+    agrees = bool(((found - wanted.h).abs() <= _EXACT * size).all())
+    return agrees and (step.after is None or bool(((values[step.after] - wanted.v).abs() <= _EXACT * size).all()))

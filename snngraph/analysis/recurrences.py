@@ -9,20 +9,21 @@ line they come from and by the step of the sequence they read. Nothing here is p
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from snngraph.analysis.elementwise import DISCONTINUOUS, Elementwise, Program
 from snngraph.graph import arguments, is_op, module_path, shape_of, source_line
 
-__all__ = ["Chain", "Recurrence", "Step", "find_chains", "resolve"]
+__all__ = ["Chain", "Recurrence", "Step", "find_chains", "resolve", "step_functions"]
 
 aten = torch.ops.aten
+_TWO_VALUES = "it compares two values that both change over time, as an adaptive threshold does"
 
 
 @dataclass(frozen=True)
@@ -41,20 +42,30 @@ class Chain:
 
 @dataclass(frozen=True)
 class Step:
-    """One potential as a function of the one before and of inputs.
+    """One potential as a function of the state before and of inputs.
 
     Args:
         program: the operators.
-        inputs: what they read that depends on no earlier potential, in the order of their use.
+        before: the state before: the potential of the step before, or what that left.
+        potential: the potential of this step.
+        inputs: what else is read, none of it dependent on earlier potentials; in the order of its use.
+        after: what the step leaves, where that is not the potential itself; ``None`` also after the last step.
     """
 
     program: Program
+    before: fx.Node
+    potential: fx.Node
     inputs: tuple[fx.Node, ...]
+    after: fx.Node | None = None
+
+    def __call__(self, before: Tensor, inputs: Sequence[Tensor], *, ties: bool = False) -> dict[fx.Node, Tensor]:
+        """The values of all nodes for those of the state and the inputs, ``[P, ...]`` each; ``ties`` as :meth:`Program.run`."""
+        return self.program.run({**dict(zip(self.inputs, inputs, strict=True)), self.before: before}, ties=ties)
 
 
 @dataclass(frozen=True)
 class Recurrence:
-    """A chain whose potential of every step is a function of the one before and of inputs, and of nothing else.
+    """A chain whose potential of every step is a function of the state before and of inputs, and of nothing else.
 
     Args:
         decisions: as in :class:`Chain`.
@@ -68,26 +79,38 @@ class Recurrence:
     steps: tuple[Step, ...]
     input_is_first: bool = False
 
+    @property
+    def has_state(self) -> bool:
+        """Whether what a step leaves is more than a function of its potential."""
+        return self.steps[-1].before is not self.potentials[-2]
+
 
 # -- chains of decisions -------------------------------------------------------------------------------------------------------
 
 
-def find_chains(area: Elementwise, steps: int) -> list[Chain]:
-    """The chains of decisions; those of ``steps`` decisions first, then shorter ones."""
-    left = [d for node in area.order if node in area and (d := _decision(area, node)) is not None]
+def find_chains(area: Elementwise, steps: int) -> tuple[list[Chain], dict[fx.Node, str]]:
+    """The chains of ``steps`` decisions; and why others are none, by their first decision. One step shows no recurrence."""
+    left = [d for node in area.order if node in area and (d := _decision(area, node)) is not None] if steps > 1 else []
     found: list[list[_Decision]] = []
     label = _labels(area, steps)
     for key in _KEYS:
         rest: list[_Decision] = []
         for members in _grouped(left, key):
             for connected in _connected(area, members):
-                whole = _split(area, connected, steps, label)
+                whole, others = _split(area, connected, steps, label)
                 found.extend(whole)
-                rest.extend([] if whole else connected)
+                rest.extend(others)
         left = sorted(rest, key=lambda d: area.order[d.node])
+    known = set().union(*(_reached(area, members[0]) for members in found))
+    refused, firsts = {}, [members[0] for members in found]
     for members in _grouped(left, _KEYS[0]):
-        found.extend(c for c in _connected(area, members) if 1 < len(c) < steps and _in_order(area, c))
-    return [_chain(members) for members in found]
+        for part in _connected(area, members):
+            if len(part) == steps - 1:  # two neurons with one input, alike at the first step, have one decision there
+                joined = [[first, *part] for first in firsts]
+                found.extend(whole for whole in joined if _in_order(area, whole))
+            if len(part) > 1 and not any(n in known for n in _ends(area, part[0])):
+                refused[part[0].node] = f"it decides {len(part)} times in {steps} steps" if part[0].path else _TWO_VALUES
+    return [_chain(members) for members in found], refused
 
 
 @dataclass(frozen=True)
@@ -168,17 +191,28 @@ def _in_order(area: Elementwise, members: list[_Decision]) -> bool:
     return True
 
 
-def _split(area: Elementwise, members: list[_Decision], steps: int, label: dict[fx.Node, int]) -> list[list[_Decision]]:
-    """Chains of ``steps`` members each, or none: by their step of the sequence, else taking turns, else one after the other."""
+def _split(
+    area: Elementwise, members: list[_Decision], steps: int, label: dict[fx.Node, int]
+) -> tuple[list[list[_Decision]], list[_Decision]]:
+    """Chains of ``steps`` members each, and the rest.
+
+    Several chains are told apart by the step of the sequence their members read; else they take turns, or follow one another.
+    """
+    by_step: dict[int, list[_Decision]] = defaultdict(list)
+    for member in members:
+        by_step[label[member.node]].append(member)
     count, odd = divmod(len(members), steps)
-    if odd or steps < 2:
-        return []
-    by_step = sorted(members, key=lambda m: label[m.node])
-    even = all(label[m.node] == k // count for k, m in enumerate(by_step))
-    ways = [[members[k::count] for k in range(count)], [members[k * steps : (k + 1) * steps] for k in range(count)]]
-    if even:
-        ways.insert(0, [by_step[k::count] for k in range(count)])
-    return next((way for way in ways if all(_in_order(area, chain) for chain in way)), [])
+    ways = []
+    if len(by_step) == steps:
+        ways.append([list(chain) for chain in zip(*(by_step[t] for t in sorted(by_step)), strict=False)])
+    if not odd and steps > 1:
+        ways.append([members[k::count] for k in range(count)])
+        ways.append([members[k * steps : (k + 1) * steps] for k in range(count)])
+    for way in ways:
+        if way and all(_in_order(area, chain) for chain in way):
+            used = {member.node for chain in way for member in chain}
+            return way, [m for m in members if m.node not in used]
+    return [], members
 
 
 def _labels(area: Elementwise, steps: int) -> dict[fx.Node, int]:
@@ -205,23 +239,37 @@ def _chain(members: Iterable[_Decision]) -> Chain:
 def resolve(area: Elementwise, chain: Chain) -> Recurrence | str:
     """The chain's potentials, as near to the decisions as they carry all that goes on; or why there are none."""
     if not chain.paths[0]:
-        return "it compares two values that both change over time, as an adaptive threshold does"
+        return _TWO_VALUES
     first = chain.paths[0][-1]
     touched = area.descendants(first)
     for k in range(len(chain.paths[0])):
         potentials = tuple(path[k] for path in chain.paths)
-        found = _step_functions(area, potentials, touched, first)
+        found = step_functions(area, potentials, touched, first)
         if found is not None:
-            steps, input_is_first = found
-            if not any(step.inputs for step in steps):
-                return "its steps have no input"
-            return Recurrence(chain.decisions, potentials, steps, input_is_first)
-    return "a step depends on more of its past than the membrane potential of the step before"
+            if not all(step.inputs for step in found[0]):
+                return "a step has no input"
+            return Recurrence(chain.decisions, potentials, *found)
+    potentials = tuple(path[-1] for path in chain.paths)
+    steps = _with_state(area, potentials, touched)
+    if steps is None:
+        return "a step depends on more of its past than one membrane potential (an adaptive threshold? a second state?)"
+    return Recurrence(chain.decisions, potentials, steps)
 
 
-def _step_functions(
+def step_functions(
     area: Elementwise, potentials: tuple[fx.Node, ...], touched: set[fx.Node], first: fx.Node
 ) -> tuple[tuple[Step, ...], bool] | None:
+    """Every value but the first as a function of the one before and of inputs.
+
+    Args:
+        area: the elementwise operators.
+        potentials: the values, in the order of time.
+        touched: what depends on the first of them.
+        first: where that begins.
+
+    Returns:
+        The functions, and whether ``first`` is the input of every step; ``None`` when a step reads more of the past.
+    """
     seen = area.ancestors(potentials[0])
     steps, older = [], set()
     for before, potential in pairwise(potentials):
@@ -230,11 +278,46 @@ def _step_functions(
         program = Program(area, [potential], new & touched)
         if before not in program.leaves:
             return None
-        others = tuple(n for n in program.leaves if n is not before)
-        older |= {n for n in others if n in touched}
-        steps.append(Step(program, others))
+        inputs = tuple(n for n in program.leaves if n is not before)
+        older |= {n for n in inputs if n in touched}
+        steps.append(Step(program, before, potential, inputs))
     if older and (older != {first} or first is not potentials[0] or len(steps) < 2):
         return None
     if older:
-        steps[0] = Step(steps[0].program, (first,))
+        whole = steps[1].inputs
+        others = tuple(n for n in whole if n is not first)
+        if first not in whole or len(others) != len(steps[0].inputs):
+            return None
+        at = whole.index(first)
+        steps[0] = replace(steps[0], inputs=(*steps[0].inputs[:at], first, *steps[0].inputs[at:]))
     return tuple(steps), bool(older)
+
+
+def _with_state(area: Elementwise, potentials: tuple[fx.Node, ...], touched: set[fx.Node]) -> tuple[Step, ...] | None:
+    """The steps by way of another value that alone connects each with what was before: what a step has left."""
+    seen = area.ancestors(potentials[0])
+    states: list[fx.Node] = []
+    for potential in potentials[1:]:
+        new = area.ancestors(potential, seen) & touched
+        seen |= new
+        state = next(
+            (n for n in sorted(new - {potential}, key=area.order.__getitem__) if _cuts(area, n, potential, new, touched)), None
+        )
+        if state is None:
+            return None
+        states.append(state)
+    steps = []
+    for k, (before, potential) in enumerate(zip(states, potentials[1:], strict=True)):
+        after = states[k + 1] if k + 1 < len(states) else None
+        results = [potential] if after is None else [potential, after]
+        program = Program(area, results, touched - area.ancestors(before))
+        inputs = tuple(n for n in program.leaves if n is not before)
+        if not inputs or any(n in touched for n in inputs):
+            return None
+        steps.append(Step(program, before, potential, inputs, after))
+    return tuple(steps)
+
+
+def _cuts(area: Elementwise, state: fx.Node, potential: fx.Node, new: set[fx.Node], touched: set[fx.Node]) -> bool:
+    leaves = Program(area, [potential], new - area.ancestors(state)).leaves
+    return state in leaves and not any(n in touched for n in leaves if n is not state)
