@@ -185,3 +185,4 @@ def test_what_fixes_the_batch_is_told(forward: Callable[[Tensor], Tensor], reaso
     graph = captured(lambda net, x: forward(torch.stack(steps_of(net, x))), free=False)
     assert re.search(reason, graph.notes[0]), graph.notes
     assert count(graph, "lif") == count(graph, "linear") == 1, "time is merged at a fixed batch size too"
+    assert_engines(graph)
