@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import pytest
@@ -82,9 +82,9 @@ NODES: dict[str, Node] = {
 class Parallel(nn.Module):
     """``x`` to the outputs of many small nets, in the last axis."""
 
-    def __init__(self, nets: dict[str, nn.Module], step_mode: str) -> None:
+    def __init__(self, nets: Mapping[str, nn.Module], step_mode: str) -> None:
         super().__init__()
-        self.nets = nn.ModuleDict(nets)
+        self.nets = nn.ModuleDict(dict(nets))
         functional.set_step_mode(self, step_mode)
 
     def forward(self, x: Tensor) -> Tensor:
