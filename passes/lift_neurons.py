@@ -72,11 +72,12 @@ class _Lifted:
 def _found(edit: Rewriter) -> list[_Lifted]:
     area = Elementwise(edit.graph)
     recurrences: dict[tuple[fx.Node, ...], Recurrence] = {}
-    chains, refused = find_chains(area, edit.graph.time.steps)
+    chains, others = find_chains(area, edit.graph.time.steps)
+    refused = {decision: (decision, reason) for decision, reason in others.items()}
     for chain in chains:
         found = resolve(area, chain)
         if isinstance(found, str):
-            refused[chain.decisions[0]] = found
+            refused[chain.decisions[0]] = ([chain.decisions[-1], *chain.paths[-1]][-1], found)
         elif not any(set(found.potentials) <= set(other) for other in recurrences):
             recurrences[found.potentials] = found
     known = {h: (k, t) for k, potentials in enumerate(recurrences) for t, h in enumerate(potentials)}
@@ -85,13 +86,13 @@ def _found(edit: Rewriter) -> list[_Lifted]:
     for recurrence in recurrences.values():
         lifted = _identified(area, recurrence, families)
         if isinstance(lifted, str):
-            refused[recurrence.decisions[0]] = lifted
+            refused[recurrence.decisions[0]] = (recurrence.potentials[-1], lifted)
         else:
             result.append(lifted)
     inner = {n for lifted in result for step in lifted.recurrence.steps for n in step.program.nodes}
-    for decision, reason in refused.items():
+    for decision, (charge, reason) in refused.items():
         if decision not in inner:
-            edit.refuse(decision, reason)
+            edit.refuse(charge, reason)
     return result
 
 
@@ -155,7 +156,7 @@ class _Writer:
             v = self._constant(f"{name}.v", fed.v)
             i = None if fed.i is None else self._constant(f"{name}.i", fed.i)
         positional = (constants.pop("decay"), constants.pop("threshold"))
-        self.edit.did(lifted.recurrence.decisions[0], f"{RECOGNISED}{fed.neuron}")
+        self.edit.did(lifted.recurrence.potentials[-1], f"{RECOGNISED}{fed.neuron}")
         for potential, given, outputs in zip(lifted.recurrence.potentials, fed.inputs, lifted.emitted, strict=True):
             with self.graph.inserting_before(potential.next):
                 keywords = {**constants, **options, **({} if i is None else {"i": i})}
