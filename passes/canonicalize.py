@@ -1,10 +1,10 @@
 """One spelling per operator: identities go, constants are folded (in float64), equal expressions are computed once.
 
-* ``clone``, ``detach``, ``alias``, dropout in evaluation, casts between floating types, ``x * 1``, ``x / 1``, views and
-  permutations that change nothing: their input.
+* ``clone``, ``detach``, ``alias``, dropout in evaluation, casts between floating types, ``x * 1``, ``x / 1``, ``x + 0``, views
+  and permutations that change nothing: their input.
 * ``view``, ``squeeze``, ``unsqueeze``, ``flatten``: ``reshape``, with ``-1`` in the dimension that carries the batch; a reshape
   of a reshape is one.
-* A slice of one entry whose dimension is dropped: ``select``.
+* A slice of one entry whose dimension is dropped: ``select``. An entry of a stack: what was stacked.
 * A masked assignment of one number (``x[mask] = 0``): ``where``.
 * The largest value along a dimension, without its position: ``amax`` (``amin``). Pooling to one value: ``mean`` or ``amax``.
 * An operator on constants alone: its value.
@@ -74,7 +74,7 @@ class Canonicalize(Pass):
         """Applies the rules in the order of the module's text, once over the graph each."""
         edit = Rewriter(graph)
         dims = batch_dims(graph)
-        for rule in (_drop_identities, _spell_reshapes, _spell_masks, _spell_reductions):
+        for rule in (_drop_identities, _spell_reshapes, _select_of_stack, _spell_masks, _spell_reductions):
             for node in graph.nodes:
                 if node.op == "call_function":
                     rule(edit, node, dims)
@@ -96,7 +96,7 @@ def _drop_identities(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | No
         is_op(node, *_COPIES)
         or (is_op(node, aten._to_copy.default) and _both_floating(node, source))
         or (is_op(node, aten.mul.Tensor, aten.div.Tensor) and same and edit.graph.number(node.args[1]) == 1.0)
-        or (is_op(node, aten.sub.Tensor) and same and edit.graph.number(node.args[1]) == 0.0)
+        or (is_op(node, aten.add.Tensor, aten.sub.Tensor) and same and edit.graph.number(node.args[1]) == 0.0)
         or (is_op(node, RESHAPE, *_RESHAPES, aten.expand.default) and same)
         or (is_op(node, aten.permute.default) and list(operand(node, 1)) == list(range(len(shape_of(node)))))
         or (is_op(node, aten.slice.Tensor) and same and len(node.args) < 5)
@@ -207,6 +207,32 @@ def _spell_select(edit: Rewriter, node: fx.Node, source: fx.Node, dims: dict[fx.
         size = shape_of(whole)[dim]
         edit.did(node, "one entry of a dimension is selected")
         node.target, node.args = aten.select.int, (whole, dim, start if start >= 0 else max(0, start + size))  # as slice clamps
+
+
+def _select_of_stack(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | None]) -> None:
+    """An entry of a stack, which is exported as ``cat`` of parts with a dimension of one entry, or of whole steps: that part."""
+    if not is_op(node, aten.select.int):
+        return
+    stacked, dim, index = operand(node), operand(node, 1) % len(shape_of(operand(node))), operand(node, 2)
+    joined = operand(stacked) if is_op(stacked, RESHAPE) and is_op(operand(stacked), aten.cat.default) and dim == 0 else stacked
+    if is_op(stacked, aten.stack.default) and arguments(stacked)["dim"] % len(shape_of(stacked)) == dim:
+        part = operand(stacked)[index]
+    elif is_op(joined, aten.cat.default) and arguments(joined)["dim"] % len(shape_of(joined)) == dim:
+        parts = operand(joined)
+        one = [1 if d == dim else n for d, n in enumerate(shape_of(stacked))] if joined is stacked else list(shape_of(node))
+        if len(parts) != shape_of(stacked)[dim] or any(list(shape_of(p)) != one for p in parts):
+            return
+        part = parts[index]
+    else:
+        return
+    if shape_of(part) != shape_of(node):
+        with edit.graph.graph.inserting_before(node):
+            sizes = shape_with_free_batch(shape_of(node), dims.get(node))
+            part = edit.graph.graph.call_function(RESHAPE, (part, sizes))
+            part.meta = dict(node.meta)
+    edit.did(node, "an entry of a stack is what was stacked")
+    node.replace_all_uses_with(part)
+    edit.graph.graph.erase_node(node)
 
 
 def _fold_constants(edit: Rewriter) -> None:

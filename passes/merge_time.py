@@ -9,6 +9,9 @@ family. Then
 * a chain of T ``lif_step`` is one ``lif``;
 * ``stack([y_0, ..., y_{T-1}])`` is a reshape, and ``y_0 + ... + y_{T-1}`` a sum over time.
 
+Where the batch size is fixed, the leading dimension of a step need not be the batch: whatever it is, steps come one after the
+other in it.
+
 What mixes steps (a recurrent connection: step ``t`` reads another layer's step ``t - 1``) has no family and stays as it is.
 
 Exactness: real. A layer computes the same numbers on ``[T*N, ...]``, possibly summed in another order; so does the sum over time.
@@ -23,13 +26,15 @@ from typing import Any, ClassVar
 
 import torch
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
-from snngraph.analysis.batch import acts_per_sample, batch_dims
+from snngraph.analysis.batch import ELEMENTWISE, acts_per_sample, batch_dims
 from snngraph.graph import (
     LIF,
     LIF_STEP,
     OUTPUT_NAMES,
     RESHAPE,
+    VIEWS,
     SpikingGraph,
     arguments,
     defaults_of,
@@ -59,10 +64,7 @@ class MergeTime(Pass):
     def run(self, graph: SpikingGraph) -> PassResult:
         """Finds the families, then merges them in the order of the graph."""
         edit = Rewriter(graph)
-        if graph.free_batch:
-            _Merger(edit).run()
-        elif any(is_op(n, LIF_STEP) for n in graph.nodes):
-            edit.refuse(graph.name, "the batch size is fixed, so steps and samples can not share a dimension")
+        _Merger(edit).run()
         return edit.result()
 
 
@@ -137,6 +139,11 @@ class _Merger:
             dim %= len(shape_of(source))
             if shape_of(source)[dim] == self.steps and self._is_time(source, dim):
                 return index % self.steps, ("select", source, dim)
+        if is_op(node, aten.slice.Tensor) and not self.graph.free_batch and self.step_of[operand(node)] == _STATIC:
+            source, found = operand(node), arguments(node)
+            dim = found["dim"] % len(shape_of(node))
+            if shape_of(source)[dim] == self.steps and shape_of(node)[dim] == 1 and self._is_time(source, dim):
+                return slice(found["start"], found["end"]).indices(self.steps)[0], ("slice", source, dim)
         if is_op(node, LIF_STEP):
             number, step = self.position[node]
             others = {self.step_of[n] for n in self._inputs_without_state(node)} - {_STATIC}
@@ -159,6 +166,8 @@ class _Merger:
         if source.op == "placeholder":
             placeholders = [n for n in self.graph.nodes if n.op == "placeholder"]
             return self.graph.time.dims[placeholders.index(source)] == dim
+        if not self.graph.free_batch:
+            return source.op != "get_attr" and dim in (0, 1)  # of T entries: taken apart, it has to come together again
         return self.batch_dims.get(source) in (0, 1) and dim in (0, 1) and dim != self.batch_dims[source]
 
     def _inputs_without_state(self, node: fx.Node) -> list[fx.Node]:
@@ -180,25 +189,61 @@ class _Merger:
         first = members[0]
         if is_op(first, LIF_STEP):
             return self._merge_neuron(members)
-        if is_op(first, aten.select.int) and self.step_of[operand(first)] == _STATIC:
-            if self.batch_dims.get(first) != 0:
+        if is_op(first, aten.select.int, aten.slice.Tensor) and self.step_of[operand(first)] == _STATIC:
+            if not self._leads(first):
                 return None  # steps and samples share the leading dimension, so the samples have to be there
             value, rank = operand(first), len(shape_of(operand(first)))
-            dim = operand(first, 1) % rank
+            dim = arguments(first)["dim"] % rank
             if dim != 0:
                 value = self._call(aten.permute.default, value, [dim, *(d for d in range(rank) if d != dim)])
             return self._call(RESHAPE, value, [-1, *shape_of(first)[1:]])
         if is_op(first, operator.getitem) and is_op(first.args[0], LIF_STEP):
             return self._neuron_output(first)
-        if not acts_per_sample(first, self.batch_dims):
+        if not self._acts_per_sample(first):
             if any(self.key_of.get(n) in self.merged for n in first.all_input_nodes):
                 self.edit.refuse(first, f"{first.target} may mix samples, so its steps stay apart")
             return None
         if any(self.step_of[n] >= 0 and self.key_of[n] not in self.merged for n in first.all_input_nodes):
             return None
-        value = self._call(first.target, *first.args, like=first, **first.kwargs)
+        args = (operand(first), [-1, *shape_of(first)[1:]]) if is_op(first, *VIEWS) else first.args
+        value = self._call(first.target, *args, like=first, **first.kwargs)
         self.edit.did(first, f"{self.steps} steps run at once")
         return value
+
+    def _leads(self, node: fx.Node) -> bool:
+        """Whether the leading dimension of a step may hold all steps: that of the samples, or any when their number is fixed."""
+        return bool(shape_of(node)) and (not self.graph.free_batch or self.batch_dims.get(node) == 0)
+
+    def _acts_per_sample(self, node: fx.Node) -> bool:
+        """Whether ``node`` computes every entry along its leading dimension from the same entry of its operands.
+
+        With a free batch that dimension is the batch. With a fixed one it is whatever leads in a step: as many entries in the
+        result as in every operand that is one of the step's.
+        """
+        if is_op(node, *VIEWS):  # the steps stay one after the other, whatever becomes of the dimensions
+            return self._leads(operand(node)) and self._leads(node)
+        if not self.graph.free_batch:
+            stepped = [n for n in node.all_input_nodes if self.step_of[n] >= 0]
+            if None in (leading := {_leading(n) for n in (node, *stepped)}) or len(leading) > 1:
+                return False
+            if is_op(node, aten.convolution.default) and len(shape_of(operand(node))) != len(shape_of(operand(node, 1))):
+                return False  # a single sample, whose channels lead
+        return acts_per_sample(node, self._dims_at(node))
+
+    def _dims_at(self, node: fx.Node) -> dict[fx.Node, int | None]:
+        """The dimension that carries the samples, of ``node`` and its operands: with a fixed batch the leading one of a step's.
+
+        An operand of all steps carries them if it is combined with each step's samples one by one.
+        """
+        if self.graph.free_batch:
+            return self.batch_dims
+        dims: dict[fx.Node, int | None] = {node: 0}
+        for n in node.all_input_nodes:
+            one_by_one = is_op(node, aten.cat.default, aten.bmm.default) or (
+                node.target in ELEMENTWISE and len(shape_of(n)) == len(shape_of(node)) and shape_of(n)[0] == shape_of(node)[0] > 1
+            )
+            dims[n] = 0 if self.step_of[n] >= 0 or one_by_one else None
+        return dims
 
     def _call(self, target: Any, *args: Any, like: fx.Node | None = None, **keywords: Any) -> fx.Node:
         """A call on merged operands; ``like`` is the copy it stands for."""
@@ -215,7 +260,7 @@ class _Merger:
         return node
 
     def _per_sample_operand(self, node: fx.Node, like: fx.Node) -> bool:
-        return self.batch_dims.get(node) == 0 and len(shape_of(node)) == len(shape_of(like))
+        return self._dims_at(like).get(node) == 0 and len(shape_of(node)) == len(shape_of(like))
 
     def _spread(self, node: fx.Node) -> fx.Node:
         """A value without time, ``[N, ...]``, for all steps: ``[T*N, ...]``."""
@@ -239,7 +284,8 @@ class _Merger:
             if values[0] is None:
                 continue
             whole = self._over_time(values, shape_of(operand(first)) if name == "x" else None)
-            if whole is None:
+            varies = whole is not None and whole is not values[0]
+            if whole is None or (varies and len(shape_of(values[0])) != len(shape_of(operand(first)))):
                 self.edit.refuse(first, f"its {name} is not one value at {self.steps} steps, samples first")
                 return None
             operands[name] = whole
@@ -259,7 +305,7 @@ class _Merger:
         if len(set(values)) == 1 and self.step_of[values[0]] == _STATIC:
             if shape is None:
                 return values[0]
-            if self.batch_dims.get(values[0]) != 0:
+            if not self._leads(values[0]):
                 return None
             return repeat_over_time(self.fx, values[0], self.steps, shape[1:])
         if len(keys) != 1 or None in keys or next(iter(keys)) not in self.merged:
@@ -347,6 +393,12 @@ class _Merger:
         zeros = self.graph.constant(other)
         is_zero = self.graph.number(other) == 0.0 or (zeros is not None and not bool(zeros.any()))
         return is_zero and not node.kwargs and shape_of(node) == shape_of(value)
+
+
+def _leading(node: fx.Node) -> int | None:
+    """The size of the leading dimension of a node's first output."""
+    shape = tree_leaves(node.meta["val"])[0].shape
+    return shape[0] if shape else None
 
 
 def _broken_chain(members: list[fx.Node], found: list[dict[str, Any]]) -> str | None:

@@ -20,9 +20,10 @@ from snngraph.passes.sink_scales import SinkScales
 __all__ = ["capture", "default"]
 
 
-def capture() -> Pipeline:
-    """What every captured graph goes through: one spelling, neurons recognised, time merged."""
-    return Pipeline((Canonicalize(), LiftNeurons(), MergeTime(), Canonicalize(), EliminateDead()), title="capture")
+def capture(*, lift: bool = True) -> Pipeline:
+    """What every captured graph goes through: one spelling, neurons recognised (unless ``lift=False``), time merged."""
+    recognise = (LiftNeurons(),) if lift else ()
+    return Pipeline((Canonicalize(), *recognise, MergeTime(), Canonicalize(), EliminateDead()), title="capture")
 
 
 def default(target: str = "openvino", precision: Literal["fp32"] | str = "fp32") -> Pipeline:

@@ -111,13 +111,17 @@ class SnnGraphNeurons(Adapter):
 
 @dataclass(frozen=True)
 class Found:
-    """A neuron module of a model: its path, its adapter, and what it is, or why the canonical form does not express it."""
+    """A neuron module of a model: its path, its adapter, and what it is, or why the canonical form does not express it.
+
+    ``known`` is false for a version of the library that the adapter does not know: nobody can say how its state is reset.
+    """
 
     path: str
     module: nn.Module
     adapter: Adapter
     neuron: Canonical | None
     reason: str = ""
+    known: bool = True
 
 
 @functools.cache
@@ -161,8 +165,11 @@ def found_in(model: nn.Module) -> list[Found]:
         try:
             with unset_fake_temporarily():  # the axes of a model are found on fake tensors, which have no values to read
                 result.append(Found(path, module, adapter, adapter.neuron(module)))
-        except NotCanonicalError as reason:
-            result.append(Found(path, module, adapter, None, str(reason)))
+        except NotCanonicalError as refusal:
+            result.append(Found(path, module, adapter, None, str(refusal)))
+        except Exception as error:  # another version of the library, whose module has other attributes
+            reason = f"the adapter does not know this version of {adapter.name} ({type(error).__name__}: {error})"
+            result.append(Found(path, module, adapter, None, reason, known=False))
     return result
 
 
@@ -209,8 +216,6 @@ def _forget(memory: dict[str, Any], reset: Any, *args: Any, **kwargs: Any) -> No
 
 def reset_neurons(model: nn.Module) -> None:
     """Resets every known neuron."""
-    known = adapters()
-    for module in model.modules():
-        adapter = next((a for a in known if a.matches(module)), None)
-        if adapter is not None:
-            adapter.reset(module)
+    for found in found_in(model):
+        if found.known:
+            found.adapter.reset(found.module)

@@ -21,7 +21,7 @@ from torch import Tensor, fx
 from snngraph.frontends.operators import Constants, is_pointwise, squeezed_dims
 from snngraph.graph import LIF, LIF_STEP, RESHAPE, VIEWS, arguments, is_op, module_path, operand, origin_of, shape_of, source_line
 
-__all__ = ["FixedBatchError", "Raw", "equal_tensors", "free_the_batch", "spell_out"]
+__all__ = ["FixedBatchError", "OtherOperatorsError", "Raw", "equal_tensors", "free_the_batch", "spell_out"]
 
 aten = torch.ops.aten
 
@@ -39,6 +39,10 @@ _TO_THE_END = torch.iinfo(torch.int64).max
 
 class FixedBatchError(Exception):
     """Why a graph does not run at another batch size."""
+
+
+class OtherOperatorsError(FixedBatchError):
+    """At another batch size the model runs other operators."""
 
 
 def equal_tensors(a: Tensor, b: Tensor) -> bool:
@@ -90,7 +94,7 @@ class _Freeing:
         self.others = other[1]
         nodes, twins = list(raw[0].nodes), list(other[0].nodes)
         if [(n.op, _target(n)) for n in nodes] != [(n.op, _target(n)) for n in twins]:
-            raise FixedBatchError("the model runs other operators at another batch size")
+            raise OtherOperatorsError("the model runs other operators at another batch size")
         self.twin = dict(zip(nodes, twins, strict=True))
         self.sizes: dict[fx.Node, _Sizes] = {}
         for a, b in self.twin.items():

@@ -23,6 +23,7 @@ from snngraph.analysis.batch import batch_dims
 from snngraph.errors import (
     BatchStatisticsWarning,
     CaptureError,
+    CaptureMismatchError,
     TimeAxisError,
     TrainingModeError,
     WarmStateWarning,
@@ -32,7 +33,7 @@ from snngraph.frontends.call import Call
 from snngraph.frontends.export import exported_graph
 from snngraph.frontends.proof import compare_bitwise, compare_float64, compare_on, fresh_inputs, trainable_as_in
 from snngraph.frontends.runner import Runner, few, what_it_leaves
-from snngraph.frontends.time_axis import Axes, infer_axes
+from snngraph.frontends.time_axis import Axes, infer_axes, runs_longer
 from snngraph.graph import Recognition, SpikingGraph, arguments, is_op, module_path, operand, shape_of, source_line
 from snngraph.passes.base import Note
 from snngraph.passes.lift_neurons import RECOGNISED, LiftNeurons
@@ -40,6 +41,7 @@ from snngraph.passes.lift_neurons import RECOGNISED, LiftNeurons
 __all__ = ["trace"]
 
 _AUTO = "auto"
+_MANY_NODES = 1000
 _LARGE_NET = 5e7  # numbers that all operators together compute for one sample
 
 
@@ -115,7 +117,8 @@ def trace(
                 "it has no batch axis: give time_dim=0 if it is time, time_dim=None if the example is a static batch"
             )
         captured = _captured(call, inputs, expected, axes, runner, neurons)
-    _refuse_unread_steps(captured)
+        if time_steps is None:
+            _refuse_unread_steps(captured, runner, inputs)
     if mixing := _batch_statistics(captured):
         text = (
             f"batch statistics: {few(mixing)} normalises by the mean and variance of the batch it is given (no running "
@@ -124,16 +127,18 @@ def trace(
         notes.append((BatchStatisticsWarning, text))
     for category, text in notes:
         warnings.warn(text, category, stacklevel=2)
+    small = fresh_inputs(axes.resized(inputs, _batch_to_compare(captured)) if captured.free_batch else inputs)
+    told = [*captured.notes, *(text for _, text in notes)]
     result = pipelines.capture()(captured)
+    try:
+        compare_float64(captured, result.graph, small, "after time was merged")
+    except CaptureMismatchError as error:  # one more proof of what lift_neurons recognised, on the whole model
+        result = pipelines.capture(lift=False)(captured)
+        compare_float64(captured, result.graph, small, "after time was merged")
+        told.append(f"hand-written neurons stay ordinary operators: {error}")
     merged = result.graph
     refused = (str(n) for n in result.notes if n.kind == "refused")
-    merged.facts = replace(
-        merged.facts,
-        notes=(*captured.notes, *(text for _, text in notes), *refused),
-        recognitions=_recognitions(neurons, result.notes),
-    )
-    small = axes.resized(inputs, _batch_to_compare(captured)) if captured.free_batch else inputs
-    compare_float64(captured, merged, fresh_inputs(small), "after time was merged")
+    merged.facts = replace(merged.facts, notes=(*told, *refused), recognitions=_recognitions(neurons, result.notes))
     return merged
 
 
@@ -170,7 +175,8 @@ def _captured(
         compare_float64(exact, graph, fresh, "with its batch size free")
         graph.facts = replace(graph.facts, notes=(*graph.notes, f"the neurons keep their own arithmetic: {error}"))
         return graph
-    if graph.free_batch and axes.batch is not None and not _is_large(graph):  # a large net takes long, and is not special
+    small = len(exact.graph.nodes) < _MANY_NODES and not _is_large(graph)
+    if graph.free_batch and axes.batch is not None and small:  # a large net takes long, and is no other kind of net
         size = 3 if axes.batch == 2 else 2
         other = fresh_inputs(axes.resized(inputs, size))
         resized = exported_graph(call, other, replace(axes, batch=size), runner, own=True, free=False)
@@ -199,14 +205,17 @@ def _recognitions(neurons: Sequence[adapters.Found], notes: Sequence[Note]) -> t
     return (*known.values(), *written)
 
 
-def _refuse_unread_steps(graph: SpikingGraph) -> None:
-    """A loop of a fixed length over a longer input: the steps that it leaves out."""
+def _refuse_unread_steps(graph: SpikingGraph, runner: Runner, inputs: Sequence[Tensor]) -> None:
+    """A loop of a fixed length over a longer input: the steps that it leaves out.
+
+    A neuron that fires from the potential of the step before leaves out the last as well, but its loop grows with the input.
+    """
     for spec, node in zip(graph.inputs, (n for n in graph.nodes if n.op == "placeholder"), strict=True):
         for dim, size in enumerate(shape_of(node)):
             reads = [_entries(user, dim, size) for user in node.users]
             read = {k for entries in reads if entries is not None for k in entries}
             partial = reads and None not in reads and len(read) < size and dim != spec.batch_dim
-            if not partial or (dim != spec.time_dim and read != set(range(graph.time.steps))):
+            if not partial or (dim != spec.time_dim and read != set(range(graph.time.steps))) or runs_longer(runner, inputs, dim):
                 continue
             raise TimeAxisError(
                 f"the model reads {len(read)} of the {size} entries of axis {dim} of the example: its number of steps is fixed "

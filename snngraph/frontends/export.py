@@ -20,7 +20,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 
 from snngraph.errors import CaptureError, DataDependentError, RandomnessError
 from snngraph.frontends import adapters, state, writes
-from snngraph.frontends.batch_axis import FixedBatchError, Raw, free_the_batch, spell_out
+from snngraph.frontends.batch_axis import FixedBatchError, OtherOperatorsError, Raw, free_the_batch, spell_out
 from snngraph.frontends.call import Call
 from snngraph.frontends.recording import exportable, recorded
 from snngraph.frontends.runner import Runner
@@ -74,14 +74,16 @@ def exported_graph(
     elif free:
         batch = max(2, example_batch)  # at 1, what carries the batch and what broadcasts look alike
         try:
-            raw = tracer(axes.resized(inputs, batch))
-            far = 3 * batch + 7  # far away, so that what is constant for small batches alone is seen to change
-            free_the_batch(raw, tracer(axes.resized(inputs, far), origins=False))
+            try:
+                raw = tracer.at_any_batch(inputs, axes, batch)
+            except OtherOperatorsError:
+                batch += 1  # the model may treat the batch size of its last use, the example's, otherwise than others
+                raw = tracer.at_any_batch(inputs, axes, batch)
         except (CaptureError, FixedBatchError) as reason:
             free, batch = False, example_batch
             notes = (f"the batch size is fixed at {batch}: {reason}",)
     if not free:
-        raw = tracer(inputs)
+        raw = tracer(inputs, origins=not own)
     graph, tensors, names = raw
     _name_neurons(graph)
     shapes = [tuple(x.shape) for x in (axes.resized(inputs, batch) if free else inputs)]
@@ -105,8 +107,9 @@ def exported_graph(
 
 
 def _refuse_random_numbers(graph: SpikingGraph) -> None:
+    live = graph.live_nodes
     for node in graph.nodes:
-        if node in graph.live_nodes and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
+        if node in live and torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ()):
             raise RandomnessError(
                 f"the model draws random numbers in forward: {describe(node)}. A compiled model can not: draw them outside and "
                 "pass them in (a Poisson encoder's spikes are then the model's input), or call model.eval()"
@@ -134,6 +137,17 @@ class _Tracer:
                 self.notes = (f"captured from a recorded run: {refusal}",)
                 return raw
         return self._capture(inputs, origins)
+
+    def at_any_batch(self, inputs: Sequence[Tensor], axes: Axes, batch: int) -> Raw:
+        """The graph at ``batch``, with ``-1`` where the batch is.
+
+        Raises:
+            FixedBatchError: at another batch size it is another graph.
+        """
+        raw = self(axes.resized(inputs, batch))
+        far = 3 * batch + 7  # far away, so that what is constant for small batches alone is seen to change
+        free_the_batch(raw, self(axes.resized(inputs, far), origins=False))
+        return raw
 
     def _capture(self, inputs: Sequence[Tensor], origins: bool) -> Raw:
         table = torch.export.default_decompositions()

@@ -75,8 +75,8 @@ def state_behind(neuron: Canonical, memory: dict[Any, Any], v: Any = None, i: An
     """The operator's state for a library's ``v`` and ``i``: the very one that :func:`state_shown` made them of, if it did."""
     state = neuron.start(v, i)
     for name, shown in (("v", v), ("i", i)):
-        if id(shown) in memory:
-            state[name] = memory[id(shown)][1]
+        if isinstance(shown, Tensor) and _identity(shown) in memory:
+            _, state[name] = memory[_identity(shown)]
     return state
 
 
@@ -94,8 +94,18 @@ def state_shown(neuron: Canonical, out: NeuronOutput, memory: dict[Any, Any], be
     """
     v, i = neuron.state(out._replace(v=_potential(neuron, out, before)) if out.h.dim() == out.v.dim() else out)
     for shown, state in ((v, out.v), (i, out.i)):
-        memory[id(shown)] = (shown, state)  # kept alive, so its id stays its own
+        memory[_identity(shown)] = (shown, state)  # kept alive, so its storage stays its own
     return v, i
+
+
+def _identity(tensor: Tensor) -> tuple[Any, ...]:
+    """The same for the tensor after ``detach()``, another one once it has been written to.
+
+    Tensors of inference mode do not count how often they are written to; the proof of the graph has to see that.
+    """
+    version = -1 if tensor.is_inference() else tensor._version
+    storage = tensor.untyped_storage()._cdata
+    return (storage, tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype, version)
 
 
 def _potential(neuron: Canonical, out: NeuronOutput, before: Any) -> Tensor:

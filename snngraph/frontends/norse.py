@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from snngraph.frontends.adapters import Adapter
 from snngraph.frontends.canonical import Canonical, NotCanonicalError
@@ -76,6 +77,15 @@ class Norse(Adapter):
             spikes.append(s)
             states.append(state)
         return torch.stack(spikes), _stacked(states) if module.record_states else state
+
+    def prepare(self, module: Any) -> None:
+        """Its initial states ask for gradients; where one is a parameter itself, as in IAF, that one does, then, too."""
+        initial_state = module.state_fallback
+
+        def without_gradients(x: Tensor) -> Any:
+            return pytree.tree_map(lambda part: part.requires_grad_(False), initial_state(x))
+
+        module.state_fallback = without_gradients
 
 
 def _canonical(module: Any) -> Canonical:

@@ -74,7 +74,7 @@ def what_it_leaves(
     if changed := [_own_name(name) for name in left if name in parameters]:
         text = f"forward rewrites {few(changed)}: the graph is that of the first call, with the parameters as they are now"
         notes.append((ParameterChangedWarning, text))
-    known = tuple(f"inner.{f.path}." if f.path else "inner." for f in neurons)
+    known = tuple(f"inner.{f.path}." if f.path else "inner." for f in neurons if f.known)
     unknown = {
         name: value
         for name, value in left.items()

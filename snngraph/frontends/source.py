@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import traceback
 from collections.abc import Sequence
+from types import FrameType
 
-__all__ = ["model_frames", "where_called", "where_raised"]
+__all__ = ["called_from", "model_frames", "where_called", "where_raised"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 _FOREIGN = re.compile(r"/(torch|snngraph)/|<eval_with_key>|<string>")
@@ -21,6 +23,17 @@ def model_frames(trace: str) -> list[str]:
 def where_called() -> str:
     """The line of the model's code that is running."""
     return _shown(traceback.extract_stack())
+
+
+def called_from() -> tuple[str, ...]:
+    """``file:line`` of every frame of the model's code that is running, outermost first."""
+    frame: FrameType | None = sys._getframe(1)
+    found = []
+    while frame is not None:
+        if not _FOREIGN.search(frame.f_code.co_filename):
+            found.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        frame = frame.f_back
+    return tuple(reversed(found))
 
 
 def where_raised(error: BaseException) -> str:

@@ -7,6 +7,7 @@ and if the first neuron's input at step 0 does not depend on the last of them.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +21,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from snngraph.errors import ForwardFailedError, TimeAxisError
 from snngraph.frontends import adapters, state
 from snngraph.frontends.runner import Runner
+from snngraph.frontends.source import called_from
 from snngraph.graph import LIF, LIF_STEP
 
-__all__ = ["Axes", "infer_axes"]
+__all__ = ["Axes", "infer_axes", "runs_longer"]
 
 _AUTO = "auto"
+_COMPARISONS = frozenset(
+    getattr(getattr(torch.ops.aten, name), kind) for name in ("gt", "ge", "lt", "le") for kind in ("Tensor", "Scalar")
+) | {torch.ops.aten.heaviside.default, torch.ops.aten.sign.default}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +60,14 @@ class _Watcher(TorchDispatchMode):
         self.chain: dict[int, tuple[Tensor | None, int, int]] = {}
         self.first_chain: list[Tensor] = []
         self.operators = 0
+        self.comparisons: Counter[tuple[str, ...]] = Counter()  # by where in the model's code they stand
         self.result: list[Tensor] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self.operators += 1
+        if func in _COMPARISONS:
+            self.comparisons[called_from()] += 1
         if func is LIF:
             self.sequences.append(args[0])
         elif func is LIF_STEP:
@@ -70,6 +78,12 @@ class _Watcher(TorchDispatchMode):
             if chain == 0:
                 self.first_chain.append(args[0])
         return result
+
+    @property
+    def repeated_comparisons(self) -> int | None:
+        """How often most comparisons of the model's code run, if more than once: the steps that it makes of a static input."""
+        often = Counter(count for count in self.comparisons.values() if count > 1)
+        return often.most_common(1)[0][0] if often else None
 
     @property
     def first(self) -> Tensor | None:
@@ -177,42 +191,50 @@ def _by_counting(
     Twice as many steps make more of them, a loop being written out; twice the batch makes as many, and a larger result.
     """
     axes = range(min(x.dim() for x in inputs))
-    doubled = {a: shapes.watch([torch.cat([x, x], a) for x in inputs]) for a in axes if a not in (time_dim, batch_dim)}
-    before = shapes.example
-    runs = {a: after for a, after in doubled.items() if after is not None}
-    longer = [a for a, after in runs.items() if after.operators > before.operators]
+    # Twice and four times as large: a model may treat the size of its last use, the example's, otherwise than others.
+    runs = {a: pair for a in axes if a not in (time_dim, batch_dim) and (pair := _larger(shapes, inputs, a)) is not None}
+    longer = [a for a, (few, many) in runs.items() if many.operators > few.operators]
+    repeated = shapes.example.repeated_comparisons
     if time_dim == _AUTO:
-        if len(longer) != 1:
+        if len(longer) > 1 or not (longer or repeated):
             shown = ", ".join(str(list(x.shape)) for x in inputs)
-            found = (
-                f"axes {longer} each look like it" if longer else "no axis makes the model run more operators when it is longer"
-            )
+            none = "no axis makes the model run more operators when it is longer"
+            found = f"axes {longer} each look like it" if longer else none
             raise TimeAxisError(
                 f"no spiking neuron that snngraph knows was seen, and {found}: which axis of the example {shown} is time can not "
                 "be told; give time_dim=, or, if one call is one step, time_steps="
             )
-        time_dim = longer[0]
+        time_dim = longer[0] if longer else None
     assert not isinstance(time_dim, str)
-    if time_steps is None and time_dim is None:
-        raise TimeAxisError(
-            "no spiking neuron that snngraph knows was seen: nothing tells how many steps the model makes of a static input. Let "
-            "it take one step, and give time_steps="
-        )
-    steps = time_steps if time_steps is not None else inputs[0].shape[time_dim or 0]
+    steps = time_steps or (repeated or 1 if time_dim is None else inputs[0].shape[time_dim])
     if batch_dim is None:
-        candidates = [a for a, after in runs.items() if a != time_dim and _doubles(before, after)]
+        candidates = [a for a, pair in runs.items() if a != time_dim and _grows(*pair)]
         batch_dim = min(candidates, default=None)
     return Axes(steps, time_dim, batch_dim, None if batch_dim is None else inputs[0].shape[batch_dim])
 
 
-def _doubles(before: _Watcher, after: _Watcher) -> bool:
+def runs_longer(runner: Runner, inputs: Sequence[Tensor], axis: int) -> bool:
+    """Whether the model runs more operators when ``axis`` of its input has two more entries."""
+    shapes = _Shapes(runner, inputs)
+    last = [x.narrow(axis, x.shape[axis] - 1, 1) for x in inputs]
+    after = shapes.watch([torch.cat([x, y, y], axis) for x, y in zip(inputs, last, strict=True)])
+    return after is not None and after.operators > shapes.example.operators
+
+
+def _larger(shapes: _Shapes, inputs: Sequence[Tensor], axis: int) -> tuple[_Watcher, _Watcher] | None:
+    """What is seen when the example is twice and four times as large; ``None`` if the model does not take it."""
+    few, many = (shapes.watch([torch.cat([x] * times, axis) for x in inputs]) for times in (2, 4))
+    return None if few is None or many is None else (few, many)
+
+
+def _grows(few: _Watcher, many: _Watcher) -> bool:
     """Whether as many operators gave results that are twice as large in one dimension each."""
 
     def twice(a: Tensor, b: Tensor) -> bool:
         differing = [(m, n) for m, n in zip(a.shape, b.shape, strict=True) if m != n] if a.dim() == b.dim() else []
         return len(differing) == 1 and differing[0][1] == 2 * differing[0][0]
 
-    return after.operators == before.operators and all(map(twice, before.result, after.result))
+    return many.operators == few.operators and all(map(twice, few.result, many.result))
 
 
 def _neuron_batch(watcher: _Watcher) -> tuple[int, int, int]:

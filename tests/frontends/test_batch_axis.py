@@ -36,9 +36,7 @@ def recurrent(start: Any) -> Forward:
     "start",
     [
         lambda x: torch.zeros(x.shape[1], FEATURES),
-        lambda x: x.new_zeros(x.size(1), FEATURES),
         lambda x: torch.zeros(x.size(1), FEATURES, device=x.device, dtype=x.dtype),
-        lambda x: torch.zeros_like(x[0]),
         lambda x: torch.zeros(1, FEATURES).expand(x.shape[1], -1),
     ],
 )
@@ -170,3 +168,4 @@ def test_time_is_the_last_axis() -> None:
 def test_what_fixes_the_batch_is_told(forward: Callable[[Tensor], Tensor], reason: str) -> None:
     graph = captured(lambda net, x: forward(torch.stack(steps_of(net, x))), free=False)
     assert re.search(reason, graph.notes[0]), graph.notes
+    assert count(graph, "lif") == count(graph, "linear") == 1, "time is merged at a fixed batch size too"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from typing import Any
 
 import pytest
@@ -9,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from snngraph import ops
+from snngraph.frontends import adapters
+from snngraph.frontends.canonical import NotCanonicalError
 from snngraph.frontends.snntorch import SnnTorch
+from tests.interop.calls import assert_same_calls
 from tests.interop.proof import BATCH, CHANNELS, Kind, Trace, assert_same_neuron, calibrated, inputs, stack
 
 snntorch = pytest.importorskip("snntorch", reason="snnTorch is not installed")
+utils = pytest.importorskip("snntorch.utils")
 
 ADAPTER = SnnTorch()
 RESETS = ["subtract", "zero", "none"]
@@ -145,3 +151,216 @@ def test_what_is_not_expressed_is_refused() -> None:
             ADAPTER.neuron(module)
     with pytest.raises(ValueError, match="below zero"):
         ADAPTER.neuron(snntorch.Leaky(beta=0.5, threshold=-1.0, reset_mechanism="zero", reset_delay=False))
+
+
+# -- as a model calls them -----------------------------------------------------------------------------------------------------
+
+CELLS: dict[str, dict[str, Any]] = {
+    "Leaky": {"beta": 0.7},
+    "Lapicque": {"beta": 0.7},
+    "Synaptic": {"alpha": 0.5, "beta": 0.7},
+    "RLeaky": {"beta": 0.7, "linear_features": CHANNELS},
+    "RSynaptic": {"alpha": 0.5, "beta": 0.7, "linear_features": CHANNELS},
+}
+DELAYS = [(kind, True) for kind in CELLS] + [(kind, False) for kind in ("Leaky", "Synaptic", "RLeaky")]
+
+
+def step(u: Tensor) -> Tensor:
+    return (u > 0).to(u.dtype)  # the library's own surrogates return float32 spikes, always
+
+
+def cell(kind: str, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return getattr(snntorch, kind)(**CELLS[kind], spike_grad=step, **options).double()
+
+
+def passed(module: Any, x: Tensor) -> Any:
+    """State handed from step to step; a recurrent neuron takes its spikes back, too."""
+    state = module.reset_mem()
+    state, recorded = state if isinstance(state, tuple) else (state,), []
+    for frame in x:
+        spikes, *left = module(frame, *state)
+        state = (spikes, *left) if module.__class__.__name__.startswith("R") else tuple(left)
+        recorded.append((spikes, *left))
+    return recorded
+
+
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize(("kind", "delay"), DELAYS)
+def test_state_passed_by_hand(kind: str, delay: bool, reset: str) -> None:
+    module = cell(kind, reset_mechanism=reset, **({} if delay else {"reset_delay": False}))
+    spikes = assert_same_calls(module, inputs("random"), lambda x: passed(module, x))[0]
+    assert 0 < spikes.mean() < 1
+
+
+@pytest.mark.parametrize("output", [True, False])
+@pytest.mark.parametrize("kind", CELLS)
+def test_state_in_the_module(kind: str, output: bool) -> None:
+    module = cell(kind, init_hidden=True, output=output)
+
+    def run(x: Tensor) -> Any:
+        first = [module(frame) for frame in x]
+        module.reset_mem()
+        return first, [module(frame) for frame in x[:3]], module.mem
+
+    assert_same_calls(module, inputs("random"), run)
+
+
+@pytest.mark.parametrize(("kind", "states"), [("Leaky", 1), ("Synaptic", 2), ("RLeaky", 2), ("RSynaptic", 3)])
+def test_state_that_the_caller_made(kind: str, states: int) -> None:
+    """Any tensor is a state; one of another shape than the input is none, and the library begins with zeros."""
+    module = cell(kind)
+    random = torch.Generator().manual_seed(1)
+    state = [torch.rand(BATCH, CHANNELS, generator=random, dtype=torch.float64) * 2 for _ in range(states)]
+    assert_same_calls(module, inputs("random"), lambda x: [module(x[0], *state), module(x[1], *state)])
+    assert_same_calls(module, inputs("random"), lambda x: module(x[0], *(part[:1] for part in state)))
+    assert_same_calls(module, inputs("random"), lambda x: module(x[0], mem=state[0]))
+
+
+def test_state_written_in_place() -> None:
+    """The operator's own state must not be mistaken for one that was changed meanwhile."""
+
+    def run(x: Tensor) -> Any:
+        recorded = []
+        for t, frame in enumerate(x):
+            recorded.append([part.clone() for part in module(frame)])
+            if t == 3:
+                module.mem.mul_(0.25)
+            if t == 6:
+                module.mem[:, ::2] = 0.5
+        return recorded
+
+    for kind in ("Leaky", "Synaptic"):
+        module = cell(kind, init_hidden=True, output=True)
+        assert_same_calls(module, inputs("random"), run)
+
+
+def test_one_module_for_two_streams() -> None:
+    module = cell("Leaky", reset_delay=False)
+
+    def run(x: Tensor) -> Any:
+        a = b = torch.zeros(BATCH, CHANNELS, dtype=torch.float64)
+        recorded = []
+        for frame in x:
+            left, a = module(frame, a)
+            right, b = module(-2 * frame, b)
+            recorded.append((left, a, right, b))
+        return recorded
+
+    assert_same_calls(module, inputs("random"), run)
+
+
+def test_recurrence_of_a_convolution_and_one_to_one() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 2, 3, 5, 5, dtype=torch.float64)
+    for options in ({"conv2d_channels": 3, "kernel_size": 3}, {"all_to_all": False, "V": 0.5}):
+        module = snntorch.RLeaky(beta=0.7, spike_grad=step, **options).double()
+        assert_same_calls(module, x, functools.partial(passed, module))
+
+
+def test_reset_of_a_model_reaches_no_other() -> None:
+    """utils.reset resets every neuron that was ever made."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lif = cell("Leaky", init_hidden=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            utils.reset(self)
+            return torch.stack([self.lif(frame) for frame in x])
+
+    other, net, x = cell("Leaky", init_hidden=True), Net(), inputs("random")
+    other(x[0])
+    kept, everyone = other.mem.clone(), list(snntorch.SpikingNeuron.instances)
+    with adapters.adapted(net):
+        first = net(x)
+        assert torch.equal(net(x), first)
+    assert torch.equal(other.mem, kept)
+    assert [id(module) for module in snntorch.SpikingNeuron.instances] == [id(module) for module in everyone]
+
+
+@pytest.mark.parametrize("kind", [*CELLS, "Alpha"])
+def test_reset(kind: str) -> None:
+    module = snntorch.Alpha(alpha=0.8, beta=0.6, init_hidden=True) if kind == "Alpha" else cell(kind, init_hidden=True)
+    x = inputs("random", torch.float32 if kind == "Alpha" else torch.float64)
+    first = module(x[0])
+    assert any(buffer.numel() for name, buffer in module.named_buffers() if name.endswith("mem"))
+    ADAPTER.reset(module)
+    assert module.mem.shape == (0,)
+    assert torch.equal(module(x[0]), first)
+
+
+def test_a_reset_of_the_users_own_is_kept() -> None:
+    class Warm(snntorch.Leaky):  # type: ignore[misc, name-defined]
+        def reset_mem(self) -> Tensor:
+            self.mem = torch.full((BATCH, CHANNELS), 0.5)
+            return self.mem
+
+    module = Warm(beta=0.5)
+    ADAPTER.reset(module)
+    assert torch.equal(module.mem, torch.full((BATCH, CHANNELS), 0.5))
+    with pytest.raises(NotCanonicalError, match="Warm replaces reset_mem of Leaky"):
+        ADAPTER.neuron(module)
+
+
+# -- what is not taken for the library's neuron --------------------------------------------------------------------------------
+
+
+def test_a_subclass_of_the_same_dynamics_is_its_parent() -> None:
+    class Named(snntorch.Leaky):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__(beta=0.5)
+
+        def extra_repr(self) -> str:
+            return "mine"
+
+        def rate(self) -> float:
+            return 0.0
+
+    assert ADAPTER.neuron(Named()) == ADAPTER.neuron(snntorch.Leaky(beta=0.5))
+    assert ADAPTER.neuron(copy.deepcopy(Named())) == ADAPTER.neuron(Named())
+
+
+def test_changed_dynamics_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Doubled(snntorch.Leaky):  # type: ignore[misc, name-defined]
+        def fire(self, mem: Tensor) -> Any:
+            return super().fire(mem * 2)
+
+    with pytest.raises(NotCanonicalError, match="Doubled replaces fire of Leaky"):
+        ADAPTER.neuron(Doubled(beta=0.5))
+    module = snntorch.Leaky(beta=0.5)
+    module.fire = lambda mem: mem
+    with pytest.raises(NotCanonicalError, match="Leaky replaces fire"):
+        ADAPTER.neuron(module)
+    module = snntorch.Leaky(beta=0.5)
+    module.state_function = lambda x: x
+    with pytest.raises(NotCanonicalError, match="state_function"):
+        ADAPTER.neuron(module)
+    with pytest.raises(NotCanonicalError, match="Alpha has dynamics of its own"):
+        ADAPTER.neuron(snntorch.Alpha(alpha=0.8, beta=0.6))
+    monkeypatch.setattr(snntorch.SpikingNeuron, "fire", lambda self, mem: mem)
+    with pytest.raises(NotCanonicalError, match="Leaky replaces fire"):
+        ADAPTER.neuron(snntorch.Leaky(beta=0.5))
+
+
+def test_surrogates() -> None:
+    for name in ("atan", "fast_sigmoid", "sigmoid", "straight_through_estimator", "triangular", "SSO", "SFS"):
+        ADAPTER.neuron(snntorch.Leaky(beta=0.5, spike_grad=getattr(snntorch.surrogate, name)()))
+    for function in (torch.sigmoid, lambda u: (u >= 0).float(), lambda u: u / 0):
+        with pytest.raises(NotCanonicalError, match="spike_grad"):
+            ADAPTER.neuron(snntorch.Leaky(beta=0.5, spike_grad=function))
+
+
+def test_settings_that_contradict_each_other() -> None:
+    module = snntorch.Leaky(beta=0.5, reset_delay=False)
+    module.reset_mechanism = "none"
+    with pytest.raises(NotCanonicalError, match="after construction"):
+        ADAPTER.neuron(module)
+    with pytest.raises(NotCanonicalError, match="graded_spikes_factor of 0"):
+        ADAPTER.neuron(snntorch.Leaky(beta=0.5, reset_delay=False, graded_spikes_factor=0.0))
+
+
+def test_whole_numbers() -> None:
+    module = snntorch.Leaky(beta=1, threshold=2, spike_grad=step).double()
+    assert_same_calls(module, inputs("quantised"), lambda x: passed(module, x), tolerance=0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import HealthCheck, given, settings
 
@@ -82,3 +84,13 @@ def test_merging_undoes_unrolling(before: SpikingGraph) -> None:
     assert "lif(" not in unrolled.format()
     merged = pipelines.capture()(unrolled).graph
     assert canonical_format(merged) == canonical_format(canonical)
+
+
+@relaxed
+@given(before=graphs())
+def test_merging_undoes_unrolling_at_a_fixed_batch(before: SpikingGraph) -> None:
+    unrolled = UnrollTime()(before).graph.copy()
+    unrolled.facts = replace(unrolled.facts, free_batch=False)
+    merged = pipelines.capture()(unrolled).graph
+    assert "lif_step(" not in merged.format()
+    assert_equivalent(unrolled, merged)

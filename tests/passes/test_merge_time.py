@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from snngraph import pipelines
+from snngraph.graph import SpikingGraph
 from snngraph.passes.canonicalize import Canonicalize
 from snngraph.passes.merge_time import MergeTime
 from snngraph.passes.unroll_time import UnrollTime
@@ -173,3 +176,53 @@ def test_the_size_does_not_grow_with_time() -> None:
         graph = parse(f"x[{count}, N, 6] -> " + "\n".join([*lines, f"mean({stack}, 0)"]))
         sizes.add(len(list(pipelines.capture()(graph).graph.nodes)))
     assert len(sizes) == 1
+
+
+# -- at a fixed batch size -----------------------------------------------------------------------------------------------------
+
+
+def fixed(text: str) -> SpikingGraph:
+    graph = parse(text)
+    graph.facts = replace(graph.facts, free_batch=False)
+    return graph
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])  # 3: as many samples as steps
+@pytest.mark.parametrize(
+    ("step", "operators"),
+    [
+        ("linear({x}, w[4, 6])", 6),
+        ("linear({x} + q[3, 6], w[4, 6])", 9),  # with numbers for every sample
+        ("linear(cat([{x}, p * 2.0], 1), w[4, 12])", 11),
+        ("reshape(bmm(reshape({x}, [-1, 2, 3]), reshape(p, [-1, 3, 2])), [-1, 4])", 12),
+        ("linear({x} * k[1, 6] + amax({x}, [1], True), w[4, 6])", 9),
+    ],
+)
+def test_steps_share_a_dimension_with_what_leads_in_them(step: str, operators: int, batch: int) -> None:
+    step = step.replace("q[3, 6]", f"q[{batch}, 6]")
+    lines = [f"c{t} = " + step.replace("{x}", f"select(x, 0, {t})") for t in range(3)] + neuron("s", "c")
+    before = fixed(f"x[T=3, {batch}, 6] -> p = mean.dim(x, [0])\n" + "\n".join([*lines, "stack([s0.s, s1.s, s2.s])"]))
+    after = pipelines.capture()(before).graph
+    assert "lif_step" not in after.format()
+    assert after.format().count(" = ") <= operators
+    assert_equivalent(before, after)
+
+
+def test_frames_without_a_batch() -> None:
+    lines = [f"c{t} = reshape(conv2d(slice(x, 0, {t}, {t + 1}), w[4, 2, 3, 3], None, padding=1), [4, 6, 6])" for t in range(3)]
+    text = "x[T=3, 2, 6, 6] -> " + "\n".join([*lines, *neuron("s", "c"), "stack([s0.s, s1.s, s2.s])"])
+    before = fixed(text)
+    after = pipelines.capture()(before).graph
+    assert_graph(after, "x[T=3, 2, 6, 6] -> lif(conv2d(x, w[4, 2, 3, 3], None, padding=1), decay=0.5).s")
+    assert_equivalent(before, after)
+
+
+@pytest.mark.parametrize(
+    "body", ["{x} - mean.dim({x}, [0], True)", "{x} * amax({x}, [0])", "linear({x}, {x})", "softmax({x}, 0)"]
+)
+def test_what_mixes_samples_stays_apart_at_a_fixed_batch(body: str) -> None:
+    lines = [f"c{t} = " + body.replace("{x}", f"select(x, 0, {t})") for t in range(3)] + neuron("s", "c")
+    before = fixed("x[T=3, 4, 4] -> " + "\n".join([*lines, "stack([s0.s, s1.s, s2.s])"]))
+    after = pipelines.capture()(before).graph
+    assert after.format().count("lif_step(") == 3
+    assert_equivalent(before, after)
