@@ -14,6 +14,8 @@ BIN := .venv/bin
 # --no-compile: byte code is written at import, for the modules that are used
 PIP := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --quiet --no-compile -c constraints.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 REQUIREMENTS := pyproject.toml constraints.txt
+# Old versions of one distribution (not those of constraints.txt), which tests convert from in processes of their own
+LEGACY := $(addprefix .venv/legacy/,spikingjelly-0.0.0.0.12 spikingjelly-0.0.0.0.14)
 # mypy wants folders that hold Python files
 CHECKED := snngraph tests $(if $(wildcard benchmarks/*.py),benchmarks) $(if $(wildcard examples/*.py),examples)
 
@@ -38,15 +40,18 @@ help: ## List the targets
 	$(PIP) --no-deps -r requirements-interop.txt
 	@touch .venv/demo.stamp $@
 
-venv: .venv/dev.stamp ## Create .venv with everything for development
+.venv/legacy/%: | .venv/dev.stamp
+	$(filter-out -c constraints.txt,$(PIP)) --no-deps --target $@ $(subst -,==,$*)
+
+venv: .venv/dev.stamp $(LEGACY) ## Create .venv with everything for development
 
 demo: .venv/demo.stamp ## Train, compile and verify a small network; results in out/demo
 	$(BIN)/snngraph demo --out out/demo
 
-test: .venv/dev.stamp ## Run the whole test suite (PYTEST_FLAGS="-q -k name" for a part)
+test: .venv/dev.stamp $(LEGACY) ## Run the whole test suite (PYTEST_FLAGS="-q -k name" for a part)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-check: .venv/dev.stamp ## Formatting, lint, types, then the tests
+check: .venv/dev.stamp $(LEGACY) ## Formatting, lint, types, then the tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(CHECKED)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from snngraph.errors import ModelLoadError
+from snngraph.frontends.spikingjelly import without_gpu_backends
 
 __all__ = ["LoadedModel", "load_model", "load_weights", "parse_arguments", "read_weights"]
 
@@ -63,14 +64,15 @@ def load_model(
     Raises:
         ModelLoadError: says what is wrong with the name, the module, the call or the weights.
     """
-    found = _find(_DEMO_SPEC if spec == DEMO else spec)
     notes = []
-    if isinstance(found, nn.Module):
-        if arguments:
-            raise ModelLoadError(f"{spec} is a module, not a factory: it takes no arguments, got {', '.join(arguments)}")
-        model, evaluation = found, bool(evaluation)
-    else:
-        model, evaluation = _call(found, spec, arguments or {}), evaluation is not False
+    with without_gpu_backends():  # a model's neurons may ask for CuPy in a module or in a factory
+        found = _find(_DEMO_SPEC if spec == DEMO else spec)
+        if isinstance(found, nn.Module):
+            if arguments:
+                raise ModelLoadError(f"{spec} is a module, not a factory: it takes no arguments, got {', '.join(arguments)}")
+            model, evaluation = found, bool(evaluation)
+        else:
+            model, evaluation = _call(found, spec, arguments or {}), evaluation is not False
     if weights is not None:
         load_weights(model, weights)
         notes.append(f"weights from {weights}")

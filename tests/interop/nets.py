@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -14,6 +14,46 @@ import snngraph
 from snngraph.analysis.spikes import run_with_spikes
 
 Forget = Callable[[nn.Module], object]
+Node = Callable[[], nn.Module]
+
+
+class Dense(nn.Module):
+    """``[..., 8]`` to ``[..., 6]`` through two layers of neurons that fire."""
+
+    def __init__(self, node: Node) -> None:
+        super().__init__()
+        self.fc1, self.n1, self.fc2, self.n2 = nn.Linear(8, 12), node(), nn.Linear(12, 6), node()
+        with torch.no_grad():
+            for fc in (self.fc1, self.fc2):
+                fc.weight.mul_(4.0)
+                fc.bias.add_(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.n2(self.fc2(self.n1(self.fc1(x))))  # type: ignore[no-any-return]
+
+
+class Loop(nn.Module):
+    """Calls a net of one step at every step, after ``forget``."""
+
+    def __init__(self, inner: nn.Module, forget: Forget | None = None) -> None:
+        super().__init__()
+        self.inner, self.forget = inner, forget
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.forget is not None:
+            self.forget(self)
+        return torch.stack([self.inner(frame) for frame in x])
+
+
+class Parallel(nn.Module):
+    """``x`` to the outputs of many small nets, in the last axis."""
+
+    def __init__(self, nets: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleDict(dict(nets))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([net(x) for net in self.nets.values()], dim=-1)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from snngraph.errors import WarmStateWarning
 from snngraph.frontends.adapters import found_in
 from snngraph.frontends.canonical import NotCanonicalError
 from snngraph.frontends.spikingjelly import SpikingJelly
-from tests.interop.nets import assert_same_net, run
+from tests.interop.nets import Dense, Loop, Node, Parallel, assert_same_net, run
 
 neuron: Any = pytest.importorskip("spikingjelly.activation_based.neuron", reason="SpikingJelly is not installed")
 functional = pytest.importorskip("spikingjelly.activation_based.functional")
@@ -23,35 +23,12 @@ surrogate = pytest.importorskip("spikingjelly.activation_based.surrogate")
 
 T, N = 3, 2
 V_RESETS = {"zero": 0.0, "soft": None, "negative": -0.25}
-Node = Callable[[], nn.Module]
 
 
-class Dense(nn.Module):
-    """``[T, N, 8]`` (or ``[N, 8]``, one step) to ``[T, N, 6]`` (or ``[N, 6]``)."""
-
-    def __init__(self, node: Node) -> None:
-        super().__init__()
-        self.fc1, self.n1, self.fc2, self.n2 = nn.Linear(8, 12), node(), nn.Linear(12, 6), node()
-        with torch.no_grad():
-            for fc in (self.fc1, self.fc2):
-                fc.weight.mul_(4.0)
-                fc.bias.add_(0.5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.n2(self.fc2(self.n1(self.fc1(x))))  # type: ignore[no-any-return]
-
-
-class Loop(nn.Module):
-    """Calls a net of one step at every step."""
-
-    def __init__(self, inner: nn.Module, *, resets: bool) -> None:
-        super().__init__()
-        self.inner, self.resets = inner, resets
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.resets:
-            functional.reset_net(self)
-        return torch.stack([self.inner(frame) for frame in x])
+def parallel(nets: Mapping[str, nn.Module], step_mode: str) -> Parallel:
+    net = Parallel(nets).eval()
+    functional.set_step_mode(net, step_mode)
+    return net
 
 
 def image_net(*modules: Any, step_mode: str = "m") -> nn.Sequential:
@@ -79,31 +56,19 @@ NODES: dict[str, Node] = {
 }
 
 
-class Parallel(nn.Module):
-    """``x`` to the outputs of many small nets, in the last axis."""
-
-    def __init__(self, nets: Mapping[str, nn.Module], step_mode: str) -> None:
-        super().__init__()
-        self.nets = nn.ModuleDict(dict(nets))
-        functional.set_step_mode(self, step_mode)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([net(x) for net in self.nets.values()], dim=-1)
-
-
 @pytest.mark.parametrize("how", ["m", "s in a loop", "s in a loop that resets", "s"])
 def test_neurons(how: str) -> None:
     names = (
         list(NODES) if how == "m" else ["LIF, positive reset, no decay_input", "PLIF soft, no decay_input", "CUBALIF", "stored"]
     )
-    net: nn.Module = Parallel({name: Dense(NODES[name]) for name in names}, how[0]).eval()
+    net: nn.Module = parallel({name: Dense(NODES[name]) for name in names}, how[0])
     x, prefix = torch.randn(T, N, 8), ""
     if how == "s":
         graph = snngraph.trace(net, x, time_steps=T)
-        net = Loop(net, resets=False)
+        net = Loop(net)
     else:
         if how != "m":
-            net, prefix = Loop(net, resets=how.endswith("resets")).eval(), "inner."
+            net, prefix = Loop(net, functional.reset_net if how.endswith("resets") else None).eval(), "inner."
         graph = snngraph.trace(net, x)
     layers = [f"{prefix}nets.{name}.{n}" for name in names for n in ("n1", "n2")]
     assert_same_net(graph, net, x, functional.reset_net, neurons=layers)
@@ -160,7 +125,7 @@ class ReadsPotential(nn.Module):
 )
 def test_potentials_are_what_the_library_leaves(what: str) -> None:
     nets = {name: ReadsPotential(what, v_reset) for name, v_reset in V_RESETS.items()}
-    net = Parallel(nets, "m" if "sequence" in what else "s").eval()
+    net = parallel(nets, "m" if "sequence" in what else "s")
     x = torch.randn(T, N, 8)
     graph = snngraph.trace(net, x)
     assert_same_net(graph, net, x, functional.reset_net, neurons=[f"nets.{name}.node" for name in V_RESETS])
@@ -181,7 +146,7 @@ def test_a_model_may_write_the_potential_between_steps() -> None:
 
     net, x = Leaks().eval(), torch.randn(T, N, 8)
     graph = snngraph.trace(net, x, time_steps=T)
-    assert_same_net(graph, Loop(net, resets=False), x, functional.reset_net)
+    assert_same_net(graph, Loop(net), x, functional.reset_net)
 
 
 def test_current_of_cubalif() -> None:
@@ -200,7 +165,7 @@ def test_current_of_cubalif() -> None:
 
 
 def test_state_of_an_earlier_call_is_kept_and_not_captured() -> None:
-    net = Parallel({name: Dense(NODES[name]) for name in ("LIF", "CUBALIF", "half threshold", "stored")}, "m").eval()
+    net = parallel({name: Dense(NODES[name]) for name in ("LIF", "CUBALIF", "half threshold", "stored")}, "m")
     x = torch.randn(T, N, 8)
     fresh = snngraph.trace(net, x)
     with torch.no_grad():
@@ -318,7 +283,7 @@ def test_one_step_of_layers() -> None:
     net = image_net(*conv_bn(), neuron.LIFNode(), layer.MaxPool2d(2), layer.Flatten(), step_mode="s")
     x = torch.randn(T, N, 2, 8, 8)
     graph = snngraph.trace(net, x, time_steps=T)
-    assert_same_net(graph, Loop(net, resets=False), x, functional.reset_net, neurons=["2"])
+    assert_same_net(graph, Loop(net), x, functional.reset_net, neurons=["2"])
 
 
 @pytest.mark.parametrize("step_mode", ["s", "m"])
@@ -333,16 +298,14 @@ def test_recurrent_containers(kind: str, step_mode: str) -> None:
     net = nn.Sequential(nn.Linear(8, 8), recurrent).eval()
     x = torch.randn(T, N, 8) * 3
     graph = snngraph.trace(net, x, time_steps=T if step_mode == "s" else None)
-    assert_same_net(
-        graph, Loop(net, resets=False) if step_mode == "s" else net, x, functional.reset_net, neurons=["1.sub_module"]
-    )
+    assert_same_net(graph, Loop(net) if step_mode == "s" else net, x, functional.reset_net, neurons=["1.sub_module"])
 
 
 def test_other_states_of_the_library_are_reset() -> None:
     net = nn.Sequential(nn.Linear(8, 8), neuron.LIFNode(), layer.SynapseFilter(tau=4.0)).eval()
     x = torch.randn(T, N, 8) * 4
     graph = snngraph.trace(net, x, time_steps=T)
-    assert_same_net(graph, Loop(net, resets=False), x, functional.reset_net, neurons=["1"])
+    assert_same_net(graph, Loop(net), x, functional.reset_net, neurons=["1"])
     with pytest.raises(NotCanonicalError, match="SynapseFilter keeps a state, but is none of SpikingJelly's neurons"):
         SpikingJelly().neuron(net[2])
 
@@ -421,7 +384,7 @@ OWN: dict[str, tuple[Node, str]] = {
 
 
 def test_changed_neurons_stay_as_they_are() -> None:
-    net = Parallel({f"own {name}": Dense(node) for name, (node, _) in OWN.items()}, "m").eval()
+    net = parallel({f"own {name}": Dense(node) for name, (node, _) in OWN.items()}, "m")
     assert [found.reason for found in found_in(net)] == [reason for _, reason in OWN.values() for _ in range(2)]
     x = torch.randn(T, N, 8)
     graph = snngraph.trace(net, x, time_dim=0, batch_dim=1)
@@ -430,7 +393,7 @@ def test_changed_neurons_stay_as_they_are() -> None:
 
 
 def test_a_subclass_that_changes_nothing_is_its_parent() -> None:
-    net = Parallel({"mine": Dense(OnlyNamed)}, "m").eval()
+    net = parallel({"mine": Dense(OnlyNamed)}, "m")
     x = torch.randn(T, N, 8)
     assert_same_net(snngraph.trace(net, x), net, x, functional.reset_net, neurons=["nets.mine.n1", "nets.mine.n2"])
 
@@ -504,7 +467,7 @@ def test_other_neurons_stay_as_ordinary_operators(name: str, step_mode: str) -> 
     net: nn.Module = Other(OTHERS[name][0]()).eval()
     functional.set_step_mode(net, step_mode)
     if step_mode == "s":
-        net = Loop(net, resets=True).eval()
+        net = Loop(net, functional.reset_net).eval()
     x = torch.randn(T, N, 8)
     assert bool((run(net, x, functional.reset_net) != 0).any())
     assert_same_net(snngraph.trace(net, x, time_dim=0, batch_dim=1), net, x, functional.reset_net)
