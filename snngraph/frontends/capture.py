@@ -282,6 +282,10 @@ def _as_tensors(example: Any) -> tuple[Tensor, ...]:
 def _require_ready(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got a {type(model).__name__}")
+    if scripted := [
+        name or "the model itself" for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)
+    ]:
+        raise CaptureError(f"compiled by torch.jit: {few(scripted)}. Its Python is gone; give the module that it was made of")
     training = [name or "the model itself" for name, module in model.named_modules() if module.training]
     if training:
         raise TrainingModeError(
