@@ -4,7 +4,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-PYTEST_FLAGS ?= -q
+# A worker per core; the tests of a file stay together, because they share what takes long to make
+PYTEST_FLAGS ?= -q -n auto --dist loadfile
 BENCH_FLAGS ?=
 # A package index to take torch from besides the configured one, for example https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=

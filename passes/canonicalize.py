@@ -188,25 +188,37 @@ def _join_reshapes(edit: Rewriter, dims: dict[fx.Node, int | None]) -> None:
         elif source is not node.args[0]:
             edit.did(node, "a reshape of a reshape")
             node.args = (source, node.args[1])
-        if is_op(source, aten.slice.Tensor):
+        if is_op(source, aten.slice.Tensor, operator.getitem):
             _spell_select(edit, node, source, dims)
 
 
 def _spell_select(edit: Rewriter, node: fx.Node, source: fx.Node, dims: dict[fx.Node, int | None]) -> None:
-    """``x[t:t+1]`` without its dimension of one entry, as iterating over a tensor gives it, is ``select(x, dim, t)``."""
-    found = arguments(source)
-    dim, start, shape = int(found["dim"]), found["start"] or 0, list(shape_of(source))
-    dim %= len(shape)
-    whole = operand(source)
-    if (
-        dim != dims.get(whole)
-        and shape[dim] == 1
-        and isinstance(start, int)
-        and shape_of(node) == tuple(shape[:dim] + shape[dim + 1 :])
-    ):
-        size = shape_of(whole)[dim]
+    """``x[t:t+1]`` without its dimension of one entry, as iterating over a tensor gives it, is ``select(x, dim, t)``.
+
+    So is an entry of a tensor that was split into its entries.
+    """
+    piece = _piece(source)
+    if piece is None:
+        return
+    whole, dim, start = piece
+    shape = shape_of(source)
+    if dim != dims.get(whole) and shape[dim] == 1 and shape_of(node) == shape[:dim] + shape[dim + 1 :]:
         edit.did(node, "one entry of a dimension is selected")
-        node.target, node.args = aten.select.int, (whole, dim, start if start >= 0 else max(0, start + size))  # as slice clamps
+        node.target, node.args = aten.select.int, (whole, dim, start)
+
+
+def _piece(node: fx.Node) -> tuple[fx.Node, int, int] | None:
+    """What a slice, or a part of a split, is a part of; along which dimension; and where it starts."""
+    if is_op(node, aten.slice.Tensor):
+        found = arguments(node)
+        whole, dim = found["self"], found["dim"] % len(shape_of(node))
+        start = slice(found["start"], None).indices(shape_of(whole)[dim])[0]
+        return whole, dim, start
+    split, k = operand(node), operand(node, 1)
+    if not is_op(split, aten.split_with_sizes.default):
+        return None
+    found = arguments(split)
+    return found["self"], found["dim"] % len(shape_of(node)), sum(found["split_sizes"][:k])
 
 
 def _select_of_stack(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | None]) -> None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 import operator
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -72,43 +73,44 @@ class _Lifted:
 def _found(edit: Rewriter) -> list[_Lifted]:
     area = Elementwise(edit.graph)
     recurrences: dict[tuple[fx.Node, ...], Recurrence] = {}
-    chains, refused = find_chains(area, edit.graph.time.steps)
+    chains, others = find_chains(area, edit.graph.time.steps)
+    refused = {decision: (decision, reason) for decision, reason in others.items()}
     for chain in chains:
         found = resolve(area, chain)
         if isinstance(found, str):
-            refused[chain.decisions[0]] = found
+            refused[chain.decisions[0]] = ([chain.decisions[-1], *chain.paths[-1]][-1], found)
         elif not any(set(found.potentials) <= set(other) for other in recurrences):
             recurrences[found.potentials] = found
     known = {h: (k, t) for k, potentials in enumerate(recurrences) for t, h in enumerate(potentials)}
     families = Families(edit.graph, known)
     result = []
     for recurrence in recurrences.values():
-        lifted = _identified(area, recurrence, families)
+        lifted = _identified(area, recurrence, families, known)
         if isinstance(lifted, str):
-            refused[recurrence.decisions[0]] = lifted
+            refused[recurrence.decisions[0]] = (recurrence.potentials[-1], lifted)
         else:
             result.append(lifted)
     inner = {n for lifted in result for step in lifted.recurrence.steps for n in step.program.nodes}
-    for decision, reason in refused.items():
+    for decision, (charge, reason) in refused.items():
         if decision not in inner:
-            edit.refuse(decision, reason)
+            edit.refuse(charge, reason)
     return result
 
 
-def _identified(area: Elementwise, recurrence: Recurrence, families: Families) -> _Lifted | str:
+def _identified(area: Elementwise, recurrence: Recurrence, families: Families, known: Collection[fx.Node]) -> _Lifted | str:
     """The neuron, proved, or why there is none."""
     try:
-        return _proved(area, recurrence, families)
+        return _proved(area, recurrence, families, known)
     except TooLargeError as error:
         return str(error)
 
 
-def _proved(area: Elementwise, recurrence: Recurrence, families: Families) -> _Lifted | str:
+def _proved(area: Elementwise, recurrence: Recurrence, families: Families, known: Collection[fx.Node]) -> _Lifted | str:
     potentials = recurrence.potentials
     if recurrence.steps[-1].program.extent.numel() > _MOST_NEURONS:
         return f"its parameters differ for more than {_MOST_NEURONS} neurons"
     reason = "its decision to fire is not a threshold on its membrane potential"
-    for firing in firings(area, potentials[0]):
+    for firing in firings(area, potentials[0], known):
         neuron = identify(recurrence.steps[-1], firing, has_state=recurrence.has_state)
         if isinstance(neuron, str):
             reason = neuron
@@ -118,7 +120,7 @@ def _proved(area: Elementwise, recurrence: Recurrence, families: Families) -> _L
             continue
         for fed in (with_synapse(area, recurrence, neuron, families), over_time(area, recurrence, neuron, families)):
             if fed is not None and is_neuron_over_time(area, recurrence, fed):
-                return _Lifted(recurrence, fed, tuple(tuple(emitted(area, h, firing)) for h in potentials))
+                return _Lifted(recurrence, fed, tuple(tuple(emitted(area, h, known, firing)) for h in potentials))
         reason = f"it could not be proved to be {neuron}"
     return reason
 
@@ -154,13 +156,14 @@ class _Writer:
             constants = {k: self._constant(f"{name}.{k}", a) for k, a in fed.neuron.parameters.items() if isinstance(a, Tensor)}
             v = self._constant(f"{name}.v", fed.v)
             i = None if fed.i is None else self._constant(f"{name}.i", fed.i)
+        origin = origin_of(lifted.recurrence.potentials[-1])  # the first potential may be what a layer gives
         positional = (constants.pop("decay"), constants.pop("threshold"))
-        self.edit.did(lifted.recurrence.decisions[0], f"{RECOGNISED}{fed.neuron}")
+        self.edit.did(lifted.recurrence.potentials[-1], f"{RECOGNISED}{fed.neuron}")
         for potential, given, outputs in zip(lifted.recurrence.potentials, fed.inputs, lifted.emitted, strict=True):
             with self.graph.inserting_before(potential.next):
                 keywords = {**constants, **options, **({} if i is None else {"i": i})}
                 step = self.graph.call_function(LIF_STEP, (self._sum(given), v, *positional), dict(sorted(keywords.items())))
-                step.meta = {**origin_of(potential), "neuron": name}
+                step.meta = {**origin, "neuron": name}
                 s, v, i, h = (self.graph.call_function(operator.getitem, (step, k)) for k in range(4))
                 i = i if "syn_decay" in constants else None
             for output in outputs:

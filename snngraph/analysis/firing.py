@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -50,12 +50,12 @@ class Emitted:
 
 
 class _Functions:
-    """All functions of one potential alone, on numbers."""
+    """All functions of one potential alone, on numbers; not those by way of another one."""
 
-    def __init__(self, area: Elementwise, potential: fx.Node) -> None:
+    def __init__(self, area: Elementwise, potential: fx.Node, potentials: Collection[fx.Node]) -> None:
         found = {potential}
         for node in sorted(area.descendants(potential) - found, key=area.order.__getitem__):
-            if all(n in found for n in area.operands(node)):
+            if node not in potentials and all(n in found for n in area.operands(node)):
                 found.add(node)
         self.potential = potential
         self.nodes = sorted(found - {potential}, key=area.order.__getitem__)
@@ -66,9 +66,9 @@ class _Functions:
         return {node: values[node].double() for node in self.nodes}
 
 
-def firings(area: Elementwise, potential: fx.Node) -> list[Firing]:
-    """What the functions of ``potential`` alone that jump can mean."""
-    functions = _Functions(area, potential)
+def firings(area: Elementwise, potential: fx.Node, potentials: Collection[fx.Node]) -> list[Firing]:
+    """What the functions of ``potential`` alone that jump can mean; ``potentials`` are those of all neurons."""
+    functions = _Functions(area, potential, potentials)
     values = functions(along_probes(_grid(), potential))
     spikes, counts = list[Firing](), list[Firing]()
     for node, value in values.items():
@@ -147,9 +147,9 @@ def _distinct(found: list[Firing]) -> list[Firing]:
     return result
 
 
-def emitted(area: Elementwise, potential: fx.Node, firing: Firing) -> list[Emitted]:
+def emitted(area: Elementwise, potential: fx.Node, potentials: Collection[fx.Node], firing: Firing) -> list[Emitted]:
     """The functions of ``potential`` that are what the neuron emits, or a mask of it; in the order of the graph."""
-    functions = _Functions(area, potential)
+    functions = _Functions(area, potential, potentials)
     unit = unit_of(firing.threshold)
     generator = torch.Generator().manual_seed(0)
     spread = torch.randn(1024, generator=generator, dtype=torch.float64) * torch.tensor([0.01, 1.0, 4.0, 100.0]).repeat(256)

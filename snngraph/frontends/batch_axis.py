@@ -106,6 +106,8 @@ class _Freeing:
         ] = {}  # what is made for one sample -> the dimension that has 1 where the model has the batch
         self.first = next(n for n in nodes if n.op in ("call_function", "output"))
         self.carrier: tuple[fx.Node, int] | None = None  # an input, and its batch axis
+        self.batch = (1, 1)  # its size, in both graphs
+        self.done: set[fx.Node] = set()  # what was rewritten before its turn
         self.like: dict[tuple[_Sizes, int], fx.Node] = {}
         self.constants = Constants(self.tensors)  # for one sample: each is asked for after it was made thin
 
@@ -113,11 +115,12 @@ class _Freeing:
         for node, twin in self.twin.items():
             if node.op == "placeholder" and self.carrier is None and len(self._varying(node)) == 1:
                 self.carrier = node, self._varying(node)[0]
+                self.batch = self.sizes[node][self.carrier[1]]
             elif node.op == "get_attr" and not equal_tensors(self.tensors[str(node.target)], self.others[str(twin.target)]):
                 raise FixedBatchError(f"the constant {node.target} depends on the batch size")
             elif node.op == "output":
                 self._widen_operands(node)
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node not in self.done:
                 self._free(node, twin)
 
     def _varying(self, node: fx.Node) -> list[int]:
@@ -144,6 +147,7 @@ class _Freeing:
             ((aten.repeat.default,), self._repeat),
             (_RESHAPES, self._reshape),
             ((aten.slice.Tensor,), self._slice),
+            ((aten.split_with_sizes.default, aten.split.Tensor), self._split),
         )
 
     def _require_equal(self, node: fx.Node, twin: fx.Node) -> None:
@@ -245,16 +249,63 @@ class _Freeing:
         return math.prod(a for a, _ in before[:dim]) == math.prod(a for a, _ in after[: varying[0]])
 
     def _slice(self, node: fx.Node) -> bool:
-        """``x[:, :N]``, when there are ``N``."""
+        """``x[:, :N]``, when there are ``N``; ``x[t*N:(t+1)*N]``, when steps and samples share a dimension."""
         found, other = arguments(node), arguments(self.twin[node])
         source: fx.Node = found["self"]
-        dim = found["dim"] % len(shape_of(node))
-        ends = (found["end"], other["end"])
-        if ends == self.sizes[source][dim] and ends[0] != ends[1] and found["start"] == other["start"]:
+        dim, pairs = found["dim"] % len(shape_of(node)), self.sizes[source]
+        size = pairs[dim]
+        limits = [slice(x["start"], x["end"], x["step"]).indices(n) for x, n in zip((found, other), size, strict=True)]
+        if size[0] == size[1] or _differing(node.args, self.twin[node].args) is None:
+            return False
+        (start, stop, step), (far_start, far_stop, _) = limits
+        if (start, stop) == (far_start, size[0]) and far_stop == size[1]:
             self._widen_operands(node)
-            node.args = (node.args[0], dim, found["start"], _TO_THE_END, found["step"])
+            node.args = (node.args[0], dim, start, _TO_THE_END, step)
             return True
-        return False
+        times = self._times(size)
+        if not times or step != 1 or (start * times) % size[0] or (stop * times) % size[0]:
+            return False
+        first, last = start * times // size[0], stop * times // size[0]
+        if (first * size[1], last * size[1]) != (far_start * times, far_stop * times):
+            return False
+        with self.graph.inserting_before(node):
+            apart = self._apart(node, source, dim, times)
+            part = self.graph.call_function(aten.slice.Tensor, (apart, dim, first, last))
+        node.target, node.kwargs = RESHAPE, {}
+        node.args = (part, [-1 if d == dim else n for d, n in enumerate(shape_of(node))])
+        return True
+
+    def _split(self, node: fx.Node) -> bool:
+        """``x.split(N)``, when steps and samples share a dimension."""
+        found, other = arguments(node), arguments(self.twin[node])
+        source: fx.Node = found["self"]
+        dim = found["dim"] % len(shape_of(source))
+        times = self._times(self.sizes[source][dim])
+        lengths = [
+            {v.shape[dim] for v in n.meta["val"]} == {size // max(times, 1)}
+            for n, size in zip((node, self.twin[node]), self.sizes[source][dim], strict=True)
+        ]
+        if _differing(list(found.values()), list(other.values())) is None or times < 2 or not all(lengths):
+            return False
+        with self.graph.inserting_before(node):
+            apart = self._apart(node, source, dim, times)
+        for user in list(node.users):
+            user.target, user.args = aten.select.int, (apart, dim, operand(user, 1))
+            self.done.add(user)
+        self.graph.erase_node(node)
+        return True
+
+    def _times(self, size: tuple[int, int]) -> int:
+        """How many batches a dimension of this size holds; 0 if it is no whole number of them."""
+        a, b = self.batch
+        times = size[0] // a
+        return times if size == (times * a, times * b) else 0
+
+    def _apart(self, node: fx.Node, source: fx.Node, dim: int, times: int) -> fx.Node:
+        """``source`` with so many batches in a dimension of their own before the samples."""
+        self._widen_operands(node)
+        shape = shape_of(source)
+        return self.graph.call_function(RESHAPE, (operand(node), [*shape[:dim], times, -1, *shape[dim + 1 :]]))
 
     # -- what is the same for every sample ---------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from snngraph.errors import (
     BatchStatisticsWarning,
     CaptureError,
     CaptureMismatchError,
+    GraphCheckError,
     TimeAxisError,
     TrainingModeError,
     WarmStateWarning,
@@ -41,7 +42,7 @@ from snngraph.passes.lift_neurons import RECOGNISED, LiftNeurons
 __all__ = ["trace"]
 
 _AUTO = "auto"
-_MANY_NODES = 1000
+_MANY_NODES = 500
 _LARGE_NET = 5e7  # numbers that all operators together compute for one sample
 
 
@@ -150,16 +151,26 @@ def _captured(
     runner: Runner,
     neurons: Sequence[adapters.Found],
 ) -> SpikingGraph:
-    """The graph, proved against the model, in float64.
+    """The graph, proved against the model; its tensors in float64.
 
-    Where all its operators are the model's own, bit for bit. A foreign neuron's canonical form adds in another order: then a
-    second graph, with the library's own arithmetic, is the model bit for bit, and the first is compared with it in float64.
+    It is the model bit for bit, if its foreign neurons compute in the order of their library, or if that makes no difference on
+    the example and on a fresh input. Otherwise a second graph, with the library's own arithmetic, is, and the first equals that
+    in float64.
     """
-    if all(found.neuron is None or found.adapter.bitwise for found in neurons):
-        graph = exported_graph(call, inputs, axes, runner)
+    foreign = any(found.neuron is not None and not found.adapter.bitwise for found in neurons)
+    graph, refusal = None, ""
+    try:
+        candidate = exported_graph(call, inputs, axes, runner)
+        if foreign:
+            candidate.check()  # a neuron that is called twice in a step has no chain of T steps
+        graph = candidate
         with trainable_as_in(call, graph):
             compare_bitwise(graph, runner, inputs, expected, axes)
         return graph.to(torch.float64)
+    except (CaptureError, GraphCheckError) as error:
+        if not foreign:
+            raise
+        refusal = str(error)
     reference = exported_graph(call, inputs, axes, runner, own=True, free=False)
     fresh = fresh_inputs(inputs)
     with trainable_as_in(call, reference):
@@ -167,21 +178,27 @@ def _captured(
         compare_on("a second input", reference, runner, fresh, runner(fresh))
     exact = reference.to(torch.float64)
     try:
-        graph = exported_graph(call, inputs, axes, runner).to(torch.float64)
+        if graph is None:
+            raise CaptureError(refusal)
+        result = graph.to(torch.float64)
         for x in (inputs, fresh):
-            compare_float64(exact, graph, x, "with its neurons in canonical form")
+            compare_float64(exact, result, x, "with its neurons in canonical form")
+        _compare_resized(call, inputs, axes, runner, result)
     except CaptureError as error:
-        graph = exported_graph(call, inputs, axes, runner, own=True).to(torch.float64)
-        compare_float64(exact, graph, fresh, "with its batch size free")
-        graph.facts = replace(graph.facts, notes=(*graph.notes, f"the neurons keep their own arithmetic: {error}"))
-        return graph
-    small = len(exact.graph.nodes) < _MANY_NODES and not _is_large(graph)
-    if graph.free_batch and axes.batch is not None and small:  # a large net takes long, and is no other kind of net
-        size = 3 if axes.batch == 2 else 2
-        other = fresh_inputs(axes.resized(inputs, size))
-        resized = exported_graph(call, other, replace(axes, batch=size), runner, own=True, free=False)
-        compare_float64(resized.to(torch.float64), graph, other, "at another batch size")
-    return graph
+        result = exported_graph(call, inputs, axes, runner, own=True).to(torch.float64)
+        compare_float64(exact, result, fresh, "with its batch size free")
+        result.facts = replace(result.facts, notes=(*result.notes, f"the neurons keep their own arithmetic: {error}"))
+    return result
+
+
+def _compare_resized(call: Call, inputs: Sequence[Tensor], axes: Axes, runner: Runner, graph: SpikingGraph) -> None:
+    """At another batch size, with a graph of the library's own arithmetic; left out for a large net, which takes long."""
+    if not graph.free_batch or axes.batch is None or _is_large(graph) or len(graph.graph.nodes) > _MANY_NODES:
+        return
+    size = 3 if axes.batch == 2 else 2
+    other = fresh_inputs(axes.resized(inputs, size))
+    resized = exported_graph(call, other, replace(axes, batch=size), runner, own=True, free=False)
+    compare_float64(resized.to(torch.float64), graph, other, "at another batch size")
 
 
 def _recognitions(neurons: Sequence[adapters.Found], notes: Sequence[Note]) -> tuple[Recognition, ...]:
@@ -282,10 +299,11 @@ def _as_tensors(example: Any) -> tuple[Tensor, ...]:
 def _require_ready(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got a {type(model).__name__}")
-    if scripted := [
+    scripted = [
         name or "the model itself" for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)
-    ]:
-        raise CaptureError(f"compiled by torch.jit: {few(scripted)}. Its Python is gone; give the module that it was made of")
+    ]
+    if scripted:
+        raise CaptureError(f"TorchScript modules can not be captured: {few(scripted)}. Give the module that they were made of")
     training = [name or "the model itself" for name, module in model.named_modules() if module.training]
     if training:
         raise TrainingModeError(

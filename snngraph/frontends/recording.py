@@ -7,7 +7,8 @@ around autograd (``mem.data = ...``) breaks on those. Two remedies:
   in place; copying a tensor deeply is a clone; a scripted function runs as the Python that it was made of; a distribution does
   not check its arguments, which reads them and computes nothing.
 * :func:`recorded` runs the model on the real example with ``make_fx`` and returns a module that repeats what was computed.
-  Numbers that do not depend on the input are read for real and become constants; one that does is an error that names its line.
+  Numbers that do not depend on the input are read for real and become constants. One that does may be counted and recorded, as
+  models do to watch themselves; where anything else is made of it, it is an error that names its line.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import torch.fx.traceback as fx_traceback
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot, make_fx
 from torch.nn.modules import module as hooks
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from snngraph.errors import DataDependentError
@@ -28,7 +30,8 @@ from snngraph.frontends.source import where_called
 
 __all__ = ["exportable", "recorded"]
 
-_READS = ("item", "tolist", "numpy", "__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__")
+_KEPT = ("item", "tolist", "numpy")  # their result may be kept unused
+_READS = (*_KEPT, "__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__")
 
 
 @contextlib.contextmanager
@@ -62,13 +65,9 @@ def exportable() -> Iterator[None]:
     with (
         _patched(Tensor, data=data, __deepcopy__=lambda self, memo: self.detach().clone()),
         _patched(torch.jit.ScriptFunction, __call__=_run_script_as_python(torch.jit.ScriptFunction.__call__)),
-        _unchecked(),
+        _patched(torch.distributions.Distribution, _validate_args=False),
     ):
         yield
-
-
-def _unchecked() -> contextlib.AbstractContextManager[None]:
-    return _patched(torch.distributions.Distribution, _validate_args=False)
 
 
 def _run_script_as_python(scripted: Callable[..., Any]) -> Callable[..., Any]:
@@ -121,7 +120,8 @@ def recorded(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     Raises:
         DataDependentError: the model reads a number that depends on its input.
     """
-    with torch.no_grad(), fx_traceback.preserve_node_meta(), _module_paths(model), _patched(Tensor, **_reads()), _unchecked():
+    reads = (_patched(Tensor, **_reads()), _patched(torch, from_numpy=_from_numpy(torch.from_numpy)))
+    with exportable(), torch.no_grad(), fx_traceback.preserve_node_meta(), _module_paths(model), reads[0], reads[1]:
         # pre_dispatch: layers as the model calls them, not what they are made of
         program = make_fx(model.__call__, tracing_mode="real", pre_dispatch=True, record_stack_traces=True)(*inputs)
     return _Recorded(program, model)
@@ -160,10 +160,8 @@ def _reads() -> dict[str, Any]:
             if get_proxy_mode() is None:
                 return read(self, *args, **kwargs)
             if _depends_on_input(self):
-                raise DataDependentError(
-                    f"the model reads a number that depends on its input ({name}), {where_called()}: control flow on data can "
-                    "not be compiled. Compute it with tensor operators (torch.where, clamp), or take it out of forward"
-                )
+                unknown = _Unknown(name, where_called())
+                return unknown if name in _KEPT else unknown.used()
             with _disable_current_modes(), torch._C._DisableTorchDispatch():
                 return read(self, *args, **kwargs)
 
@@ -172,17 +170,79 @@ def _reads() -> dict[str, Any]:
     return {name: guarded(name, getattr(Tensor, name)) for name in _READS}
 
 
+class _Unknown:
+    """Numbers that depend on the input: what is computed of them is unknown too; deciding by them, or a tensor of them, fails."""
+
+    __array_ufunc__ = None  # NumPy leaves arithmetic to this class
+    __hash__ = None  # type: ignore[assignment]
+
+    def __init__(self, how: str, where: str) -> None:
+        self.message = (
+            f"the model reads a number that depends on its input ({how}), {where}: control flow on data can not be compiled. "
+            "Compute it with tensor operators (torch.where, clamp), or take it out of forward"
+        )
+
+    def used(self, *args: Any, **kwargs: Any) -> Any:
+        raise DataDependentError(self.message)
+
+    def _kept(self, *others: Any, **kwargs: Any) -> _Unknown:
+        return self.used() if any(isinstance(x, Tensor) for x in others) else self
+
+    def __getattr__(self, name: str) -> _Unknown:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        next(x for x in pytree.tree_leaves((args, kwargs)) if isinstance(x, cls)).used()
+
+    def __repr__(self) -> str:
+        return "?"
+
+    __call__ = __getitem__ = __neg__ = __abs__ = __round__ = _kept
+    __add__ = __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = _kept
+    __bool__ = __float__ = __int__ = __index__ = __len__ = __iter__ = __contains__ = __array__ = used
+    __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = used
+
+
+def _from_numpy(original: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    """``torch.from_numpy``, which does not say what it was given."""
+    return lambda array: array.used() if isinstance(array, _Unknown) else original(array)
+
+
 def _depends_on_input(tensor: Tensor) -> bool:
     mode = get_proxy_mode()
     slot: Any = None if mode is None else get_proxy_slot(tensor, mode.tracer, None)
-    if slot is None:
-        return False
-    waiting, seen = [slot.proxy.node], {slot.proxy.node}
-    while waiting:
-        node = waiting.pop()
-        if node.op == "placeholder":
-            return True
-        fresh = [n for n in node.all_input_nodes if n not in seen]
-        seen.update(fresh)
-        waiting.extend(fresh)
-    return False
+    return slot is not None and slot.proxy.node in _made_from_input(slot.proxy.node.graph)
+
+
+def _made_from_input(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes whose numbers depend on the input: what is written to a view is in its base, and in every other view of it."""
+    memory: dict[fx.Node, set[fx.Node]] = {}  # by node, all nodes that share its memory: one and the same set
+    constants: dict[str, fx.Node] = {}
+    found: set[fx.Node] = set()
+    for node in graph.nodes:
+        memory[node] = {node}
+        shared = _shares_memory_with(node)
+        if node.op == "get_attr":
+            shared = [constants.setdefault(str(node.target), node)]
+        for other in shared:
+            if memory[other] is not memory[node]:
+                memory[other] |= memory[node]
+                memory.update(dict.fromkeys(memory[node], memory[other]))
+        if node.op == "placeholder" or not found.isdisjoint({node, *node.all_input_nodes} | memory[node]):
+            found |= memory[node]
+    return found
+
+
+def _shares_memory_with(node: fx.Node) -> list[fx.Node]:
+    """The operands of which ``node`` is a view, or which it writes; all of them where the operator does not tell."""
+    if node.op != "call_function":
+        return []
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return node.all_input_nodes
+    given = [*zip(schema.arguments, node.args, strict=False), *((a, node.kwargs.get(a.name)) for a in schema.arguments)]
+    operands = pytree.tree_leaves([value for argument, value in given if argument.alias_info is not None])
+    return [value for value in operands if isinstance(value, fx.Node)]

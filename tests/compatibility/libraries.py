@@ -104,9 +104,9 @@ def _snntorch(neuron: str, style: str, **options: Any) -> Built:
         return getattr(library, neuron)(**keywords)
 
     if style == "state by hand":
-        return built(_SnnTorch(make))
+        return driven(_SnnTorch(make))
     hidden = {"init_hidden": True}
-    return built(
+    return driven(
         nn.Sequential(nn.Linear(FEATURES, 16), make(16, **hidden), nn.Linear(16, 8), make(8, **hidden, output=True)),
     )
 
@@ -127,6 +127,8 @@ def _snntorch_cases() -> list[Case]:
     ]
     cases = []
     for (name, options), style in itertools.product(variants, ("state by hand", "init_hidden, Sequential, stepped")):
+        if style != "state by hand" and options.get("reset_mechanism", "subtract") != "subtract":
+            continue  # what a neuron computes and how it is called are independent
         words = [name, *(f"{k}={v}" for k, v in options.items() if k.startswith(("reset", "per")))]
         cases.append(
             Case(
@@ -136,7 +138,8 @@ def _snntorch_cases() -> list[Case]:
                 partial(_snntorch, name, style, **options),
                 {} if style == "state by hand" else {"time_steps": T},
                 kept="" if name == "Alpha" else None,
-                stepped=name.startswith("R"),
+                stepped=name.startswith("R")
+                or (name == "Synaptic" and style != "state by hand"),  # that returns the current, too
             )
         )
     return cases
@@ -170,11 +173,11 @@ def _norse(neuron: str, style: str) -> Built:
         return getattr(norse, neuron)(getattr(norse, name)(v_th=torch.tensor(0.2)))
 
     if style == "cells, states by hand":
-        return built(_NorseLoop(make))
+        return driven(_NorseLoop(make))
     parts = (nn.Linear(FEATURES, 16), make(), nn.Linear(16, 8), make())
     if style == "SequentialState, stepped":
-        return built(norse.SequentialState(*parts))
-    return built(norse.Lift(norse.SequentialState(*parts)))
+        return driven(norse.SequentialState(*parts))
+    return driven(norse.Lift(norse.SequentialState(*parts)))
 
 
 def _norse_cases() -> list[Case]:
@@ -199,7 +202,7 @@ def _sinabs(neuron: str, **options: Any) -> Built:
         keywords["batch_size"] = N
     make = getattr(layers, neuron)
     model = nn.Sequential(nn.Linear(FEATURES, 16), make(**keywords), nn.Linear(16, 8), make(**keywords))
-    return built(model, *((N * T, FEATURES) if neuron.endswith("Squeeze") else (N, T, FEATURES)))
+    return driven(model, *((N * T, FEATURES) if neuron.endswith("Squeeze") else (N, T, FEATURES)))
 
 
 def _sinabs_cases() -> list[Case]:

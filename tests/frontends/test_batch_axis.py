@@ -126,6 +126,22 @@ def test_group_norm_runs_once_over_all_steps() -> None:
     assert_engines(graph)
 
 
+def test_steps_are_taken_out_of_a_dimension_that_samples_share() -> None:
+    def forward(net: Net, x: Tensor) -> Any:
+        T, N = x.shape[:2]
+        first = [net.n(part) for part in net.fc(x.flatten(0, 1)).chunk(T)]
+        merged = net.rec(torch.cat(first))
+        second = [net.n2(merged[t * N : (t + 1) * N]) for t in range(T)]
+        third = [part.squeeze(0) * 2 for part in x.split(1)]
+        rows = torch.zeros(T * N, 2).split(N)
+        return torch.stack(second), merged[N : 3 * N], merged[N:], torch.stack(third, 1), rows[1]
+
+    graph = captured(forward)
+    assert count(graph, "lif") == count(graph, "linear") == 2
+    assert count(graph, "lif_step") == count(graph, "split_with_sizes") == 0
+    assert_engines(graph)
+
+
 def test_steps_and_samples_in_every_order() -> None:
     def forward(net: Net, x: Tensor) -> Any:
         N, T, C = x.shape
@@ -169,3 +185,4 @@ def test_what_fixes_the_batch_is_told(forward: Callable[[Tensor], Tensor], reaso
     graph = captured(lambda net, x: forward(torch.stack(steps_of(net, x))), free=False)
     assert re.search(reason, graph.notes[0]), graph.notes
     assert count(graph, "lif") == count(graph, "linear") == 1, "time is merged at a fixed batch size too"
+    assert_engines(graph)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 
 import snngraph
 from snngraph import neurons
+from snngraph.errors import CaptureError, DataDependentError
 
 
 class Policy(nn.Module):
@@ -40,3 +47,114 @@ def test_a_distribution_is_captured_without_the_checks_of_its_arguments() -> Non
         for found, expected in zip(graph(x), model(x), strict=True):
             torch.testing.assert_close(found.float(), expected)
     assert Distribution._validate_args, "the checks are back after a capture"
+
+
+def written_by_rows(x: Tensor) -> Tensor:
+    rows = torch.zeros(x.shape)
+    for t in range(x.shape[0]):
+        rows[t] = x[t]
+    return rows
+
+
+def written_to_a_view(x: Tensor) -> Tensor:
+    whole = torch.zeros(x.shape)
+    flat = whole.view(-1)
+    whole.copy_(x)
+    return flat
+
+
+def written_to_a_part(x: Tensor) -> Tensor:
+    whole = torch.zeros(2, *x.shape)
+    _, second = whole.unbind(0)
+    second.add_(x)
+    return whole
+
+
+def read_before_it_is_written(x: Tensor) -> Tensor:
+    zeros = torch.zeros(x.shape)
+    return zeros if float(zeros.sum()) == 0.0 else x
+
+
+class Reads(nn.Module):
+    """Reads a number out of what ``made`` makes of the input."""
+
+    def __init__(self, made: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.made = made
+        self.lif = neurons.LIF(threshold=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        scale = 2.0 if self.made(x).abs().sum().item() > 0 else 1.0
+        spikes: Tensor = self.lif(x * scale)
+        return spikes.sum(0)
+
+
+@pytest.mark.parametrize("made", [written_by_rows, written_to_a_view, written_to_a_part])
+def test_what_is_written_in_place_from_the_input_depends_on_it(made: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(DataDependentError, match="depends on its input"):
+        snngraph.trace(Reads(made).eval(), torch.randn(5, 2, 4))
+
+
+def test_what_is_not_written_from_the_input_may_be_read() -> None:
+    graph = snngraph.trace(Reads(read_before_it_is_written).eval(), torch.randn(5, 2, 4))
+    assert len(graph.neurons) == 1
+
+
+class Watched(nn.Module):
+    """Counts and records its spikes, and does ``use`` with what it read."""
+
+    def __init__(self, use: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(4, 8), neurons.LIF(threshold=0.5, step_mode="s")
+        self.use = use
+        self.spikes: Any = 0
+        self.rates: list[Any] = []
+        self.records: list[Any] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = torch.zeros(x.shape[1], 8)
+        for frame in x:
+            s = self.lif(self.fc(frame))
+            self.spikes += s.sum().item()
+            self.rates.append(round(100 * s.mean().item() / 8, 2))
+            self.records.append(s.data.cpu().numpy().mean(0))
+            total = total + s
+        return self.use(self, total)
+
+
+def test_a_model_may_watch_its_spikes() -> None:
+    torch.manual_seed(0)
+    model = Watched(lambda _, y: y).eval()
+    graph = snngraph.trace(model, torch.randn(5, 2, 4))
+    assert graph.free_batch
+    assert [len(layer.nodes) for layer in graph.neurons] == [1]
+    assert (model.spikes, model.rates, model.records) == (0, [], []), "what a capture leaves is taken back"
+    x = torch.randn(5, 3, 4)
+    torch.testing.assert_close(graph(x).float(), model(x))
+    assert model.spikes > 0
+
+
+USES: dict[str, Callable[[Any, Tensor], Tensor]] = {
+    "decides": lambda m, y: y if m.spikes > 3 else -y,
+    "truth": lambda m, y: y if m.spikes else -y,
+    "multiplies": lambda m, y: y * m.spikes,
+    "multiplied": lambda m, y: m.spikes * y,
+    "divides": lambda m, y: y / (m.spikes + 1),
+    "tensor": lambda m, y: y + torch.tensor(m.spikes),
+    "as_tensor": lambda m, y: y + torch.as_tensor(m.records[0]),
+    "filled": lambda m, y: y + torch.full((), m.spikes),
+    "numpy": lambda m, y: y + torch.from_numpy(m.records[0]),
+    "math": lambda m, y: y + math.sqrt(m.spikes),
+    "float": lambda m, y: y + float(m.rates[0]),
+    "range": lambda m, y: y + sum(range(int(m.spikes))),
+    "largest": lambda m, y: y + max(m.rates),
+    "indexed": lambda m, y: y[: int(m.spikes)],
+    "array": lambda m, y: y + float(np.asarray(m.rates).sum()),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_what_a_model_reads_from_its_input_decides_nothing(use: str) -> None:
+    torch.manual_seed(0)
+    with pytest.raises(CaptureError, match="depends on its input"):
+        snngraph.trace(Watched(USES[use]).eval(), torch.randn(5, 2, 4))

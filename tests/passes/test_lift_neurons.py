@@ -593,7 +593,7 @@ def test_refusals_say_why(body: tuple[str, ...], reason: str) -> None:
     ("charge", "threshold"),
     [
         ("clamp(v * 0.75 + x{t}, -50.0, 50.0)", 0.0009765625),  # far beyond the threshold
-        ("where.self(bitwise_and(gt.Scalar(v, 0.25), lt.Scalar(v, 0.2501)), zeros_like(v), v) * 0.75 + x{t}", 0.1),  # in between
+        ("where.self(bitwise_and(gt.Scalar(v, 0.25), lt.Scalar(v, 0.2501)), zeros_like(v), v) * 0.75 + x{t}", 0.5),  # in between
     ],
 )
 def test_what_bends_far_from_the_threshold_is_seen(charge: str, threshold: float) -> None:
