@@ -589,6 +589,40 @@ def test_refusals_say_why(body: tuple[str, ...], reason: str) -> None:
     assert [reason in n.text for n in result.notes] == [True], [n.text for n in result.notes]
 
 
+@pytest.mark.parametrize(
+    ("charge", "threshold"),
+    [
+        ("clamp(v * 0.75 + x{t}, -50.0, 50.0)", 0.0009765625),  # far beyond the threshold
+        ("where.self(bitwise_and(gt.Scalar(v, 0.25), lt.Scalar(v, 0.2501)), zeros_like(v), v) * 0.75 + x{t}", 0.5),  # in between
+    ],
+)
+def test_what_bends_far_from_the_threshold_is_seen(charge: str, threshold: float) -> None:
+    graph = loop(4, f"h{{t}} = {charge}", spike(threshold=threshold), HARD)
+    result = LiftNeurons()(graph)
+    assert not result.changed
+    assert ["it is not lif(" in n.text for n in result.notes] == [True], [n.text for n in result.notes]
+
+
+class ClampedAtFirst(nn.Module):
+    """Its first step alone clamps what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, N, C]` to the potentials after every step."""
+        v, kept = torch.zeros_like(x[0]), []
+        for t in range(len(x)):
+            v = v * 0.75 + (x[t].clamp(-20.0, 20.0) if t == 0 else x[t])
+            v = v - (v >= 1.0).float()
+            kept.append(v)
+        return torch.stack(kept)
+
+
+def test_a_first_step_that_clamps() -> None:
+    model, x = ClampedAtFirst().eval(), torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    graph = snngraph.trace(model, x)
+    assert "lif_step(" in graph.format()
+    assert torch.allclose(graph(100 * x), model(100 * x).to(graph(x).dtype), atol=1e-3)
+
+
 def test_nothing_to_lift() -> None:
     one = parse("x[1, N, 4] -> s = _to_copy(ge.Scalar(select(x, 0, 0), 0.5), dtype='float64'); stack([s])")
     none = parse("x[3, N, 4] -> lif(relu(x), decay=0.5).s")
