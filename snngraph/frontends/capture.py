@@ -24,6 +24,7 @@ from snngraph.errors import (
     BatchStatisticsWarning,
     CaptureError,
     CaptureMismatchError,
+    GraphCheckError,
     TimeAxisError,
     TrainingModeError,
     WarmStateWarning,
@@ -159,11 +160,14 @@ def _captured(
     foreign = any(found.neuron is not None and not found.adapter.bitwise for found in neurons)
     graph, refusal = None, ""
     try:
-        graph = exported_graph(call, inputs, axes, runner)
+        candidate = exported_graph(call, inputs, axes, runner)
+        if foreign:
+            candidate.check()  # a neuron that is called twice in a step has no chain of T steps
+        graph = candidate
         with trainable_as_in(call, graph):
             compare_bitwise(graph, runner, inputs, expected, axes)
         return graph.to(torch.float64)
-    except CaptureError as error:
+    except (CaptureError, GraphCheckError) as error:
         if not foreign:
             raise
         refusal = str(error)
@@ -295,6 +299,11 @@ def _as_tensors(example: Any) -> tuple[Tensor, ...]:
 def _require_ready(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise CaptureError(f"expected a torch.nn.Module, got a {type(model).__name__}")
+    scripted = [
+        name or "the model itself" for name, module in model.named_modules() if isinstance(module, torch.jit.ScriptModule)
+    ]
+    if scripted:
+        raise CaptureError(f"TorchScript modules can not be captured: {few(scripted)}. Give the module that they were made of")
     training = [name or "the model itself" for name, module in model.named_modules() if module.training]
     if training:
         raise TrainingModeError(

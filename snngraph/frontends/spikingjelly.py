@@ -138,7 +138,7 @@ def _keeps_v_seq(module: Any) -> bool:
 def _step(module: Any, neuron: Canonical, memory: dict[str, Any], x: Tensor) -> Tensor:
     _read_state(module, neuron, memory, x)
     out = neuron.step(x, memory)
-    _write_state(module, neuron, memory, out, _after_reset(neuron.to(x.dtype), out))
+    _write_state(module, neuron, memory, out, _after_reset(neuron.to(x.dtype), out) if _keeps_v_seq(module) else out.v)
     return out.s
 
 
@@ -165,10 +165,7 @@ def _write_state(module: Any, neuron: Canonical, memory: dict[str, Any], out: Ne
 
 
 def _after_reset(neuron: Canonical, out: NeuronOutput) -> Tensor:
-    """``out.v``, computed again: a model may read it at every step, and the operator's own is left to the next step alone.
-
-    Steps whose states nothing else reads can be merged over time.
-    """
+    """``out.v``, computed again for who keeps it at every step: steps whose state nothing else reads can be merged."""
     if neuron.parameters.get("reset") == "soft":
         return out.h - out.s * scalar(neuron.parameters["threshold"])
     return torch.where(out.s != 0, scalar(neuron.parameters["v_reset"]), out.h)

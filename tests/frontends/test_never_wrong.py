@@ -392,3 +392,19 @@ def test_memory_layout_of_the_example_is_no_matter() -> None:
     strided.copy_(x)
     for other in (last, strided):
         assert torch.equal(snngraph.trace(model, other)(x), expected)
+
+
+def test_weight_norm_is_proved_in_float64() -> None:
+    """It is exported as operators that add in another order than its own kernel."""
+    model, x = Loop(), example()
+    nn.utils.parametrizations.weight_norm(model.fc)
+    graph = snngraph.trace(model.eval(), x)
+    with torch.no_grad():
+        assert torch.equal(graph(x).float(), model(x))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_scripted_modules_are_refused() -> None:
+    model = nn.Sequential(Loop(), torch.jit.trace(nn.Linear(10, 10), torch.rand(2, 10))).eval()
+    with pytest.raises(CaptureError, match="TorchScript modules can not be captured: 1"):
+        snngraph.trace(model, example())
