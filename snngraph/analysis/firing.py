@@ -172,7 +172,8 @@ def _kind(node: fx.Node, value: Tensor, s: Tensor) -> Emitted | None:
     if node.meta["val"].is_floating_point():
         value, s = torch.broadcast_tensors(value, s)
         factor = float(value[s == 1][0])
-        return Emitted(node, "spikes", factor) if factor and bool((value == factor * s).all()) else None
+        same = (value - factor * s).abs() <= 1e-12 * abs(factor)  # (spike - soft) + soft is one but for rounding
+        return Emitted(node, "spikes", round(factor, 12)) if factor and bool(same.all()) else None
     if bool((value == (s > 0)).all()):
         return Emitted(node, "positive")
     if bool((value == (s < 0)).all()):

@@ -124,6 +124,8 @@ class _Reading:
             return "its membrane potential is not finite"
         if not self._near(self._at(-0.1), self.decay * self._potential(-0.1) + self.bias):
             return "it is not linear below its threshold"
+        if not all(self._near(self._at(-0.5, {k: 1.0}) - self._at(-0.5), g) for k, g in enumerate(self.gains)):
+            return "its input is not added to its membrane potential"
         reset = self._reset()
         if isinstance(reset, str):
             return reset
