@@ -1,14 +1,15 @@
 """Membrane arithmetic written out step by step becomes ``snn::lif_step``, however it is spelled.
 
 A model that computes its neurons itself, or a library nobody has told us of, arrives as an unrolled loop of plain operators:
-sums, products, comparisons, selects. This pass finds the potentials of such a loop (:mod:`snngraph.analysis.recurrences`), asks
-which canonical neuron their step function is and proves it on numbers (:mod:`snngraph.analysis.identification`,
-:mod:`snngraph.analysis.sequences`), and puts one ``lif_step`` per step in its place:
+sums, products, comparisons, selects. This pass finds the potentials of such a loop (:mod:`snngraph.analysis.chains`,
+:mod:`snngraph.analysis.recurrences`), asks which canonical neuron their step function is and proves it on numbers
+(:mod:`snngraph.analysis.identification`, :mod:`snngraph.analysis.sequences`), and puts one ``lif_step`` per step in its place:
 
     s_t, v_{t+1}, _, h_t = lif_step(x_t, v_t; decay, threshold, ...)
 
 Whatever reads a potential reads ``h_t``, whatever reads a spike reads ``s_t``; what becomes of them otherwise (a recorded
-potential after its reset, a readout) stays as it is written. What is no canonical neuron stays too, with the reason.
+potential after its reset, a readout) stays as it is written. What is no canonical neuron stays too, with the reason; so does a
+single step, which shows no recurrence.
 
 Exactness: real. The operator sums in its own order.
 """
@@ -26,11 +27,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from snngraph.analysis.chains import find_chains
 from snngraph.analysis.elementwise import Elementwise, TooLargeError
 from snngraph.analysis.families import Families
 from snngraph.analysis.firing import Emitted, emitted, firings
 from snngraph.analysis.identification import identify, is_step_of
-from snngraph.analysis.recurrences import Recurrence, find_chains, resolve
+from snngraph.analysis.recurrences import Recurrence, resolve
 from snngraph.analysis.sequences import Fed, Input, is_neuron_over_time, over_time
 from snngraph.analysis.synapses import with_synapse
 from snngraph.graph import LIF_STEP, SpikingGraph, module_path, origin_of, source_line

@@ -13,7 +13,7 @@ from snngraph.analysis.elementwise import Elementwise, Program
 from snngraph.graph import shape_of
 from snngraph.ops import emit_spikes
 
-__all__ = ["Emitted", "Firing", "along_probes", "emitted", "firings", "sampled", "tidy", "unit_of"]
+__all__ = ["Emitted", "Firing", "along_probes", "bends", "emitted", "firings", "sampled", "tidy", "unit_of"]
 
 _STEPS = 41
 _NUMBERS = 1 << 18  # at a time
@@ -92,6 +92,19 @@ def along_probes(values: Tensor, like: fx.Node) -> Tensor:
     return values.reshape(-1, *[1] * len(shape_of(like)))
 
 
+def bends(constants: Sequence[Tensor], threshold: Tensor) -> Tensor:
+    """Where a function may bend that computes with these numbers, as a clamp or a second comparison does.
+
+    Close to them on both sides and far beyond; ``[P]``, in units above the threshold (the first neuron's).
+    """
+    numbers = [c for c in sorted({abs(float(c)) for c in constants if not c.dim()}) if 0 < c < torch.inf]
+    near = [1 + side * 10.0**-k for k in range(1, 9) for side in (1, -1)]
+    factors = torch.tensor([*near, *(2.0**k for k in range(-12, 13, 2))], dtype=torch.float64)
+    meant = torch.tensor([side * c for c in numbers for side in (1, -1)], dtype=torch.float64)
+    unit = unit_of(threshold).flatten()[0]
+    return (torch.outer(meant, factors).flatten() - threshold.flatten()[0]) / unit
+
+
 def sampled(pool: Tensor, extent: torch.Size, like: fx.Node) -> Tensor:
     """Numbers ``[P]`` for every neuron, as values of a node: all of them, or some at random where there are many neurons."""
     neurons = extent.numel()
@@ -142,7 +155,8 @@ def emitted(area: Elementwise, potential: fx.Node, potentials: Collection[fx.Nod
     spread = torch.randn(1024, generator=generator, dtype=torch.float64) * torch.tensor([0.01, 1.0, 4.0, 100.0]).repeat(256)
     near = torch.tensor([s * 10.0**-k for k in range(1, 9) for s in (1, -1)], dtype=torch.float64)
     sides = (1.0, -1.0) if firing.emit == "signed" else (1.0,)
-    offsets = sampled(torch.cat([near, _grid(), spread]), firing.threshold.shape, potential)
+    pool = torch.cat([near, _grid(), spread, bends(functions.program.constants, firing.threshold)])
+    offsets = sampled(pool, firing.threshold.shape, potential)
     h = torch.cat([side * firing.threshold + unit * offsets for side in sides])
     ties = torch.cat([along_probes(torch.tensor([side], dtype=torch.float64), potential) * firing.threshold for side in sides])
     values, at = functions(h), functions(ties, ties=True)
@@ -158,7 +172,8 @@ def _kind(node: fx.Node, value: Tensor, s: Tensor) -> Emitted | None:
     if node.meta["val"].is_floating_point():
         value, s = torch.broadcast_tensors(value, s)
         factor = float(value[s == 1][0])
-        return Emitted(node, "spikes", factor) if factor and bool((value == factor * s).all()) else None
+        same = (value - factor * s).abs() <= 1e-12 * abs(factor)  # (spike - soft) + soft is one but for rounding
+        return Emitted(node, "spikes", round(factor, 12)) if factor and bool(same.all()) else None
     if bool((value == (s > 0)).all()):
         return Emitted(node, "positive")
     if bool((value == (s < 0)).all()):

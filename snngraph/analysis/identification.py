@@ -7,7 +7,8 @@ A step function gives the potential ``h_t`` from ``h_{t-1}`` and the inputs. For
 so below the threshold it is a line in ``h_{t-1}`` (its slope the decay); above the threshold it is a constant (hard reset), the
 same line lower by a jump (soft reset) or the same line (no reset); and it is a line in every input. What a few points say is
 compared with :func:`snngraph.ops.lif_step_reference` on many: near the threshold on both sides and exactly on it, several
-thresholds above it, far above and far below, inputs of several scales. What does not agree everywhere is not this neuron.
+thresholds above it, far above and far below, on both sides of every number it computes with, inputs of several scales.
+What does not agree everywhere is not this neuron.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from snngraph import ops
-from snngraph.analysis.firing import Firing, along_probes, sampled, tidy, unit_of
+from snngraph.analysis.firing import Firing, along_probes, bends, sampled, tidy, unit_of
 from snngraph.analysis.recurrences import Step
 
 __all__ = ["Neuron", "identify", "is_step_of"]
@@ -123,6 +124,8 @@ class _Reading:
             return "its membrane potential is not finite"
         if not self._near(self._at(-0.1), self.decay * self._potential(-0.1) + self.bias):
             return "it is not linear below its threshold"
+        if not all(self._near(self._at(-0.5, {k: 1.0}) - self._at(-0.5), g) for k, g in enumerate(self.gains)):
+            return "its input is not added to its membrane potential"
         reset = self._reset()
         if isinstance(reset, str):
             return reset
@@ -199,7 +202,7 @@ def is_step_of(neuron: Neuron, step: Step) -> bool:
 
     near = torch.tensor([s * 10.0**-k for k in range(1, 9) for s in (1, -1)], dtype=torch.float64)
     whole = torch.tensor([-3.3, -2.2, -1.1, 0.5, 0.9, 1.1, 2.2, 5.5], dtype=torch.float64)
-    pool = torch.cat([near, whole, normal([0.1, 1.0, 3.0, 30.0, _FAR], _PROBES)])
+    pool = torch.cat([near, whole, normal([0.1, 1.0, 3.0, 30.0, _FAR], _PROBES), bends(step.program.constants, threshold)])
     before = threshold + unit * sampled(pool, step.program.extent, like)
     scales = ([0.0, 1.0, 0.3, 3.0, 100.0], [1.0, 0.0, 3.0], [0.1, 10.0, 0.0, 1.0])
     inputs = [along_probes(normal(scales[k % 3], len(before)), like) * float(unit.max()) for k in range(len(step.inputs))]

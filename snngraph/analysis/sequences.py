@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from snngraph import ops
 from snngraph.analysis.elementwise import Elementwise, Program
 from snngraph.analysis.families import Families
-from snngraph.analysis.firing import along_probes, tidy, unit_of
+from snngraph.analysis.firing import along_probes, bends, tidy, unit_of
 from snngraph.analysis.identification import Neuron
 from snngraph.analysis.recurrences import Recurrence
 
@@ -89,14 +89,16 @@ def rest_before(area: Elementwise, neuron: Neuron, first: fx.Node, start: Input)
     decay, gain, bias = given["decay"], given.get("input_gain", 1.0), given.get("bias", 0.0)
     generator = torch.Generator().manual_seed(1)
     unit = float(unit_of(given["threshold"]).max())
-    numbers = [
-        along_probes(torch.randn(_PROBES, generator=generator, dtype=torch.float64) * 3 * unit, first) for _ in start.nodes
-    ]
+    normal = (torch.randn(_PROBES, generator=generator, dtype=torch.float64) * 3 * unit for _ in start.nodes)
+    apart = bends(program.constants, torch.zeros(()))  # the first step alone may clamp what it is given
+    wide = (torch.cat([x, 1e2 * x, 1e4 * x, apart[torch.randperm(len(apart), generator=generator)]]) for x in normal)
+    numbers = [along_probes(x, first) for x in wide]
     found = program.run(dict(zip(start.nodes, numbers, strict=True)))[first]
     x = start.value(numbers)
-    left = found - gain * x - bias
+    near = found[:_PROBES]
+    left = (found - gain * x - bias)[:_PROBES]
     if "floor" in given and given.get("delay", "none") != "none":
-        left = torch.where(found > given["floor"], left, torch.full_like(left, torch.nan)).nanmedian(0, keepdim=True).values
+        left = torch.where(near > given["floor"], left, torch.full_like(left, torch.nan)).nanmedian(0, keepdim=True).values
     left = left[0]
     left = torch.where(left.abs() <= 1e-13 * unit, torch.zeros_like(left), left)
     if bool(((decay == 0) & (left != 0)).any()):

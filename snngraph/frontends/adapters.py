@@ -113,7 +113,7 @@ class SnnGraphNeurons(Adapter):
 class Found:
     """A neuron module of a model: its path, its adapter, and what it is, or why the canonical form does not express it.
 
-    ``known`` is false for a version of the library that the adapter does not know: nobody can say how its state is reset.
+    ``known`` is false where the adapter can not reset it: a version of the library that it does not know.
     """
 
     path: str
@@ -169,7 +169,7 @@ def found_in(model: nn.Module) -> list[Found]:
             result.append(Found(path, module, adapter, None, str(refusal)))
         except Exception as error:  # another version of the library, whose module has other attributes
             reason = f"the adapter does not know this version of {adapter.name} ({type(error).__name__}: {error})"
-            result.append(Found(path, module, adapter, None, reason, known=False))
+            result.append(Found(path, module, adapter, None, reason))
     return result
 
 
@@ -214,8 +214,12 @@ def _forget(memory: dict[str, Any], reset: Any, *args: Any, **kwargs: Any) -> No
     reset(*args, **kwargs)
 
 
-def reset_neurons(model: nn.Module) -> None:
-    """Resets every known neuron."""
+def reset_neurons(model: nn.Module) -> set[str]:
+    """Resets every known neuron; returns the paths of those that their adapter can not reset."""
+    failed = set()
     for found in found_in(model):
-        if found.known:
+        try:
             found.adapter.reset(found.module)
+        except Exception:  # another version of the library
+            failed.add(found.path)
+    return failed

@@ -107,7 +107,8 @@ def trace(
                 WarmStateWarning,
                 stacklevel=2,
             )
-        neurons = adapters.found_in(model)
+        not_reset = adapters.reset_neurons(model)
+        neurons = [replace(found, known=found.path not in not_reset) for found in adapters.found_in(model)]
         runner = Runner(call, reset)
         expected = runner(inputs)
         notes = what_it_leaves(runner, inputs, expected, neurons)

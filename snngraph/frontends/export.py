@@ -22,7 +22,7 @@ from snngraph.errors import CaptureError, DataDependentError, RandomnessError
 from snngraph.frontends import adapters, state, writes
 from snngraph.frontends.batch_axis import FixedBatchError, OtherOperatorsError, Raw, free_the_batch, spell_out
 from snngraph.frontends.call import Call
-from snngraph.frontends.recording import exportable, recorded
+from snngraph.frontends.recording import exportable, recorded, size_depends_on_data
 from snngraph.frontends.runner import Runner
 from snngraph.frontends.source import model_frames, where_raised
 from snngraph.frontends.time_axis import Axes
@@ -103,7 +103,18 @@ def exported_graph(
     )
     result = SpikingGraph(graph, tensors, facts)
     _refuse_random_numbers(result)
+    _refuse_narrow_types(result)
     return result
+
+
+def _refuse_narrow_types(graph: SpikingGraph) -> None:
+    """A graph computes in one floating type: what a model rounds to half precision on the way would not be rounded."""
+    for node in graph.nodes:
+        if node.kwargs.get("dtype") in (torch.float16, torch.bfloat16):
+            raise CaptureError(
+                f"the model computes in {node.kwargs['dtype']} in forward: {describe(node)}. Its rounding can not be kept: leave "
+                "the cast or the autocast out"
+            )
 
 
 def _refuse_random_numbers(graph: SpikingGraph) -> None:
@@ -238,7 +249,7 @@ def _flatten(program: torch.export.ExportedProgram) -> Raw:
                 tensors[target] = value.detach()
                 mapping[node] = graph.get_attr(target)
                 mapping[node].meta["val"] = node.meta.get("val")
-        elif node.target in _READS:
+        elif node.target in _READS or size_depends_on_data(node):
             raise CaptureError(f"the model reads a number out of a tensor{_line(node)}")
         elif node.target in _ASSERTIONS:
             continue  # of types, which differ when the graph runs in float64

@@ -26,9 +26,9 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
 
 from snngraph.errors import DataDependentError
-from snngraph.frontends.source import where_called
+from snngraph.frontends.source import model_frames, where_called
 
-__all__ = ["exportable", "recorded"]
+__all__ = ["exportable", "recorded", "size_depends_on_data"]
 
 _KEPT = ("item", "tolist", "numpy")  # their result may be kept unused
 _READS = (*_KEPT, "__bool__", "__float__", "__int__", "__index__", "__complex__", "__array__")
@@ -124,7 +124,28 @@ def recorded(model: nn.Module, inputs: Sequence[Tensor]) -> nn.Module:
     with exportable(), torch.no_grad(), fx_traceback.preserve_node_meta(), _module_paths(model), reads[0], reads[1]:
         # pre_dispatch: layers as the model calls them, not what they are made of
         program = make_fx(model.__call__, tracing_mode="real", pre_dispatch=True, record_stack_traces=True)(*inputs)
+    for node in program.graph.nodes:
+        if size_depends_on_data(node):
+            frames = model_frames(node.stack_trace or "")
+            raise DataDependentError(
+                f"the size of {node.target} depends on the data{', ' + frames[-1] if frames else ''}: sizes can not be compiled. "
+                "Compute with all entries, and masks (torch.where)"
+            )
     return _Recorded(program, model)
+
+
+def size_depends_on_data(node: fx.Node) -> bool:
+    """Whether the shape of an operator's result depends on numbers.
+
+    Indexing by a mask is left to the rewrites of masked writes, unless nothing reads its result but its size.
+    """
+    if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+        return False
+    if node.target is not torch.ops.aten.index.Tensor:
+        return True
+    indices: Any = node.args[1]
+    masks = [i for i in indices if isinstance(i, fx.Node) and getattr(i.meta.get("val"), "dtype", None) == torch.bool]
+    return bool(masks) and not node.users
 
 
 @contextlib.contextmanager

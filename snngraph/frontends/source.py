@@ -8,6 +8,8 @@ import traceback
 from collections.abc import Sequence
 from types import FrameType
 
+from torch import nn
+
 __all__ = ["called_from", "model_frames", "where_called", "where_raised"]
 
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
@@ -26,12 +28,14 @@ def where_called() -> str:
 
 
 def called_from() -> tuple[str, ...]:
-    """``file:line`` of every frame of the model's code that is running, outermost first."""
+    """``file:line`` of every frame of the model's code that is running, with its module, outermost first."""
     frame: FrameType | None = sys._getframe(1)
     found = []
     while frame is not None:
         if not _FOREIGN.search(frame.f_code.co_filename):
-            found.append(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+            first = frame.f_locals.get(frame.f_code.co_varnames[0]) if frame.f_code.co_argcount else None
+            owner = id(first) if isinstance(first, nn.Module) else 0  # the same line runs for every layer of a class
+            found.append(f"{frame.f_code.co_filename}:{frame.f_lineno}:{owner}")
         frame = frame.f_back
     return tuple(reversed(found))
 

@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from snngraph.errors import ForwardFailedError, TimeAxisError
 from snngraph.frontends import adapters, state
+from snngraph.frontends.recording import exportable
 from snngraph.frontends.runner import Runner
 from snngraph.frontends.source import called_from
 from snngraph.graph import LIF, LIF_STEP
@@ -123,7 +124,7 @@ class _Shapes:
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         # as under torch.export: a model that looks at its numbers in eager mode may leave that out where there are none
         exporting = mock.patch.object(torch.compiler, "_is_compiling_flag", True, create=True)
-        with state.unchanged(self.runner.model), exporting, mode:
+        with state.unchanged(self.runner.model), exporting, exportable(), mode:  # no fake tensor gets into the model's own
             return _watch(self.runner, [mode.from_tensor(x) for x in inputs])
 
 

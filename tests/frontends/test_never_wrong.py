@@ -408,3 +408,21 @@ def test_scripted_modules_are_refused() -> None:
     model = nn.Sequential(Loop(), torch.jit.trace(nn.Linear(10, 10), torch.rand(2, 10))).eval()
     with pytest.raises(CaptureError, match="TorchScript modules can not be captured: 1"):
         snngraph.trace(model, example())
+
+
+@pytest.mark.parametrize("size", [lambda x: (x > 1).nonzero().shape[0], lambda x: len(x[x > 1])])
+def test_a_size_that_depends_on_data_is_refused(size: Callable[[Tensor], int]) -> None:
+    def body(model: Loop, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return Loop.leaky(model, x / (1 + size(x)), v)
+
+    with pytest.raises(DataDependentError, match=r"depends on the data.*test_never_wrong\.py"):
+        snngraph.trace(Loop(body), example())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_cast_to_half_in_forward_is_refused(dtype: torch.dtype) -> None:
+    def body(model: Loop, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        return Loop.leaky(model, x.to(dtype).float(), v)
+
+    with pytest.raises(CaptureError, match=rf"computes in {dtype} in forward"):
+        snngraph.trace(Loop(body), example())

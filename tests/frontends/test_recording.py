@@ -158,3 +158,35 @@ def test_what_a_model_reads_from_its_input_decides_nothing(use: str) -> None:
     torch.manual_seed(0)
     with pytest.raises(CaptureError, match="depends on its input"):
         snngraph.trace(Watched(USES[use]).eval(), torch.randn(5, 2, 4))
+
+
+class Clamped(nn.Module):
+    """Clamps its weights in every forward, around autograd."""
+
+    def __init__(self, in_place: bool, reads: bool) -> None:
+        super().__init__()
+        self.fc, self.lif = nn.Linear(4, 8), neurons.LIF(threshold=0.5)
+        self.in_place, self.reads = in_place, reads
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.in_place:
+            self.fc.weight.data.clamp_(-0.3, 0.3)
+        else:
+            self.fc.weight.data = self.fc.weight.data.clamp(-0.3, 0.3)
+        scale = self.fc.bias.abs().max().item() if self.reads else 1.0  # only a recorded run can read it
+        spikes: Tensor = self.lif(self.fc(x) * scale)
+        return spikes.sum(0)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.filterwarnings("ignore::snngraph.errors.ParameterChangedWarning")
+def test_weights_written_in_forward_are_put_back(in_place: bool, reads: bool) -> None:
+    torch.manual_seed(0)
+    model = Clamped(in_place, reads).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    graph = snngraph.trace(model, torch.randn(5, 2, 4))
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    x = torch.randn(5, 3, 4)
+    torch.testing.assert_close(graph(x).float(), model(x))

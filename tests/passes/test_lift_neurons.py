@@ -158,6 +158,13 @@ def counts(m: Any, x: Tensor, mem: Tensor, spk: Tensor) -> State:
     return spk, mem - 0.5 * spk
 
 
+def straight_through(m: Any, x: Tensor, mem: Tensor, spk: Tensor) -> State:
+    mem = 0.5 * mem + x
+    soft = torch.sigmoid(5 * (mem - 0.5))
+    spk = ((mem > 0.5).float() - soft).detach() + soft
+    return spk, mem - 0.5 * spk
+
+
 def never_resets(m: Any, x: Tensor, mem: Tensor, spk: Tensor) -> State:
     mem = 0.5 * mem + x
     return (~(mem <= 0.5)).float(), mem
@@ -184,6 +191,7 @@ SPELLINGS: dict[str, tuple[Body, str]] = {
     "one_level": (one_level, "threshold=0.5, fire='>=', decay=0.5, reset='soft'"),
     "signed": (signed, "threshold=0.5, fire='>=', emit='signed', decay=0.5, reset='soft'"),
     "counts": (counts, "threshold=0.5, fire='>=', emit='count', decay=0.5, reset='soft'"),
+    "straight_through": (straight_through, "threshold=0.5, fire='>', decay=0.5, reset='soft'"),
     "never_resets": (never_resets, "threshold=0.5, fire='>', decay=0.5, reset='none'"),
 }
 
@@ -575,7 +583,7 @@ def test_exactly_at_the_threshold(compare: str, fires: bool, form: str) -> None:
     [
         (("h{t} = v * 0.75 + x{t}", spike(), "v = h{t} - s{t} * h{t} * h{t}"), "its reset is neither"),
         (("h{t} = v * 0.75 + x{t} - b * 0.25", spike(), HARD, "b = b * 0.5 + s{t}"), "more of its past"),
-        (("h{t} = v * 0.75 + x{t} * x{t}", "q{t} = h{t} + x{t} * v", spike("q{t}"), HARD), "what a step leaves"),
+        (("h{t} = v * 0.75 + x{t} * x{t}", "q{t} = h{t} + x{t} * v", spike("q{t}"), HARD), "not added to its membrane"),
         (("h{t} = v * 0.75 + x{t}", "s{t} = _to_copy(ge.Tensor(h{t}, b), dtype='float64')", HARD, "b = b + s{t}"), "two values"),
         (("h{t} = v * 0.75 + x{t}", "s{t} = _to_copy(ge.Scalar(h{t} * h{t}, 0.5), dtype='float64')", HARD), "decision to fire"),
         (("h{t} = v * 0.{t}5 + x{t}", spike(), HARD), "it is not lif("),
@@ -587,6 +595,40 @@ def test_refusals_say_why(body: tuple[str, ...], reason: str) -> None:
     result = LiftNeurons()(graph)
     assert not result.changed
     assert [reason in n.text for n in result.notes] == [True], [n.text for n in result.notes]
+
+
+@pytest.mark.parametrize(
+    ("charge", "threshold"),
+    [
+        ("clamp(v * 0.75 + x{t}, -50.0, 50.0)", 0.0009765625),  # far beyond the threshold
+        ("where.self(bitwise_and(gt.Scalar(v, 0.25), lt.Scalar(v, 0.2501)), zeros_like(v), v) * 0.75 + x{t}", 0.5),  # in between
+    ],
+)
+def test_what_bends_far_from_the_threshold_is_seen(charge: str, threshold: float) -> None:
+    graph = loop(4, f"h{{t}} = {charge}", spike(threshold=threshold), HARD)
+    result = LiftNeurons()(graph)
+    assert not result.changed
+    assert ["it is not lif(" in n.text for n in result.notes] == [True], [n.text for n in result.notes]
+
+
+class ClampedAtFirst(nn.Module):
+    """Its first step alone clamps what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`[T, N, C]` to the potentials after every step."""
+        v, kept = torch.zeros_like(x[0]), []
+        for t in range(len(x)):
+            v = v * 0.75 + (x[t].clamp(-20.0, 20.0) if t == 0 else x[t])
+            v = v - (v >= 1.0).float()
+            kept.append(v)
+        return torch.stack(kept)
+
+
+def test_a_first_step_that_clamps() -> None:
+    model, x = ClampedAtFirst().eval(), torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0))
+    graph = snngraph.trace(model, x)
+    assert "lif_step(" in graph.format()
+    assert torch.allclose(graph(100 * x), model(100 * x).to(graph(x).dtype), atol=1e-3)
 
 
 def test_nothing_to_lift() -> None:
