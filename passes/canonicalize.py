@@ -89,6 +89,9 @@ class Canonicalize(Pass):
 
 def _drop_identities(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | None]) -> None:
     source = node.args[0] if node.args else None
+    if is_op(node, aten.add.Tensor) and not node.kwargs and isinstance(node.args[1], fx.Node) and _is_zero(edit, source):
+        node.args = (node.args[1], source)  # the sum begins with zeros
+        source = node.args[0]
     if not isinstance(source, fx.Node) or not isinstance(node.meta["val"], Tensor):
         return
     same = _same_shape(source, node, dims) and source.meta["val"].dtype == node.meta["val"].dtype
@@ -96,7 +99,7 @@ def _drop_identities(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | No
         is_op(node, *_COPIES)
         or (is_op(node, aten._to_copy.default) and _both_floating(node, source))
         or (is_op(node, aten.mul.Tensor, aten.div.Tensor) and same and edit.graph.number(node.args[1]) == 1.0)
-        or (is_op(node, aten.add.Tensor, aten.sub.Tensor) and same and edit.graph.number(node.args[1]) == 0.0)
+        or (is_op(node, aten.add.Tensor, aten.sub.Tensor) and same and _is_zero(edit, node.args[1]))
         or (is_op(node, RESHAPE, *_RESHAPES, aten.expand.default) and same)
         or (is_op(node, aten.permute.default) and list(operand(node, 1)) == list(range(len(shape_of(node)))))
         or (is_op(node, aten.slice.Tensor) and same and len(node.args) < 5)
@@ -105,6 +108,14 @@ def _drop_identities(edit: Rewriter, node: fx.Node, dims: dict[fx.Node, int | No
         edit.did(node, f"{node.target} changes nothing")
         node.replace_all_uses_with(source)
         edit.graph.graph.erase_node(node)
+
+
+def _is_zero(edit: Rewriter, node: object) -> bool:
+    """A plain zero, or a tensor of zeros in whatever shape: what a model begins a sum with."""
+    while is_op(node, aten.expand_as.default, aten.expand.default, aten.repeat.default, RESHAPE):
+        node = operand(node)
+    tensor = edit.graph.constant(node)
+    return edit.graph.number(node) == 0.0 or (tensor is not None and not bool(tensor.any()))
 
 
 def _same_shape(a: fx.Node, b: fx.Node, dims: dict[fx.Node, int | None]) -> bool:

@@ -510,6 +510,7 @@ def test_targets_that_are_missing_say_how_to_install_them(monkeypatch: pytest.Mo
     from snngraph.runtime import backends
 
     monkeypatch.setattr(backends, "_is_installed", lambda module: False)
+    monkeypatch.setenv("COLUMNS", "200")
     text = invoke("targets").stdout
     assert "onnxruntime is not installed" in text
     assert 'pip install "snngraph[cpu]"' in text

@@ -175,6 +175,7 @@ def _norse(neuron: str, style: str) -> Built:
     if style == "cells, states by hand":
         return driven(_NorseLoop(make))
     parts = (nn.Linear(FEATURES, 16), make(), nn.Linear(16, 8), make())
+    driven(nn.ModuleList(parts))  # twice: these neurons take a tenth of their input
     if style == "SequentialState, stepped":
         return driven(norse.SequentialState(*parts))
     return driven(norse.Lift(norse.SequentialState(*parts)))
