@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 from snngraph.errors import CaptureError, ForwardFailedError, KeptStateWarning, ParameterChangedWarning, WarmStateError
 from snngraph.frontends import adapters, state
@@ -31,7 +32,8 @@ class Runner:
         """Puts the state back in which the model was given, and resets what the user resets."""
         self.ready.restore()
         if self.user_reset is not None:
-            self.user_reset()
+            with _disable_current_modes():  # nobody watches it, and its state may be of other classes than plain tensors
+                self.user_reset()
 
     def __call__(self, inputs: Sequence[Tensor]) -> list[Tensor]:
         """The outputs, from the reset state and back to it."""

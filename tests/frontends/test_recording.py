@@ -190,3 +190,36 @@ def test_weights_written_in_forward_are_put_back(in_place: bool, reads: bool) ->
         torch.testing.assert_close(value, before[name], rtol=0, atol=0)
     x = torch.randn(5, 3, 4)
     torch.testing.assert_close(graph(x).float(), model(x))
+
+
+class Marked(Tensor):
+    """A tensor subclass, as snnTorch 0.6 makes of a state that is not yet there."""
+
+
+def test_a_reset_may_build_its_state_of_a_tensor_subclass() -> None:
+    class Counted(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.state = nn.Linear(4, 8), torch.zeros(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            v = (
+                0.5 * torch.zeros_like(self.fc(x)) + self.fc(x)
+                if isinstance(self.state, Marked)
+                else 0.5 * self.state + self.fc(x)
+            )
+            spikes = (v > 1).to(x.dtype)
+            self.state = v * (1 - spikes)
+            assert isinstance(spikes, Tensor)
+            return spikes
+
+    torch.manual_seed(0)
+    model = Counted().eval()
+
+    def reset() -> None:
+        model.state = Tensor._make_subclass(Marked, torch.empty(1))
+
+    graph = snngraph.trace(model, torch.randn(5, 2, 4), time_steps=5, reset=reset)
+    x = torch.randn(5, 3, 4)
+    reset()
+    torch.testing.assert_close(graph(x).float(), torch.stack([model(frame) for frame in x]))
