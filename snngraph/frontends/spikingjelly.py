@@ -129,7 +129,7 @@ def _takes_sequences(module: nn.Module) -> bool:
 
 
 def _keeps_v_seq(module: Any) -> bool:
-    return bool(getattr(module, "store_v_seq", "v_seq" in module._memories))  # clock_driven's MultiStep neurons: always
+    return bool(getattr(module, "store_v_seq", hasattr(module, "v_seq")))  # clock_driven's MultiStep neurons: always
 
 
 # -- state ---------------------------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def _plif(module: Any) -> Canonical:
 
 def _leaky(module: Any, rate: Number) -> Canonical:
     charge: dict[str, Any] = {"decay": 1.0 - rate}
-    if module.decay_input:
+    if getattr(module, "decay_input", True):  # before 0.0.0.0.10 always
         charge["input_gain"] = rate
     if module.v_reset:
         charge["bias"] = _number(module.v_reset) * rate
@@ -383,18 +383,19 @@ def _patch_activation_based(undo: contextlib.ExitStack, base: ModuleType) -> Non
 
 
 def _patch_clock_driven(undo: contextlib.ExitStack, neuron: ModuleType) -> None:
-    if neuron.cupy is not None:
-        return
-    check, setattr_of_base = neuron.check_backend, neuron.BaseNode.__setattr__
+    if getattr(neuron, "neuron_kernel", neuron) is not None:
+        return  # CuPy is there, or a version that knows no backends
+    check, setattr_of_base = getattr(neuron, "check_backend", None), neuron.BaseNode.__setattr__
 
     def check_backend(backend: str) -> None:
-        if backend != "cupy":
+        if backend != "cupy" and check is not None:
             check(backend)
 
     def set_attribute(module: Any, name: str, value: Any) -> None:
         setattr_of_base(module, name, "torch" if (name, value) == ("backend", "cupy") else value)
 
-    undo.enter_context(mock.patch.object(neuron, "check_backend", check_backend))
+    undo.enter_context(mock.patch.object(neuron, "check_backend", check_backend, create=True))
+    undo.enter_context(mock.patch.object(neuron, "neuron_kernel", neuron))  # 0.0.0.0.10 and before look whether there is one
     undo.enter_context(mock.patch.object(neuron.BaseNode, "__setattr__", set_attribute))
 
 
