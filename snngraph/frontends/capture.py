@@ -109,6 +109,8 @@ def trace(
             )
         not_reset = adapters.reset_neurons(model)
         neurons = [replace(found, known=found.path not in not_reset) for found in adapters.found_in(model)]
+        for found in neurons:
+            found.adapter.prepare(found.module)  # a neuron set to a GPU backend runs here, too; put back afterwards
         runner = Runner(call, reset)
         expected = runner(inputs)
         notes = what_it_leaves(runner, inputs, expected, neurons)
