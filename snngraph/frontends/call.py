@@ -100,7 +100,7 @@ class Call(nn.Module):
                 raise CaptureError(f"{what}: expected tensors, wrap the model to return tensors only")
         if not kept:
             raise CaptureError("the model returns no tensor")
-        self.names = tuple(_name(pytree.keystr(path), len(kept)) for path, _ in kept)
+        self.names = tuple(_name(pytree.keystr(path)) for path, _ in kept)
         return tuple(value for _, value in kept)
 
 
@@ -123,10 +123,10 @@ def _takes_state(model: nn.Module, inputs: int) -> bool:
     return any(p.name == _STATE and p.default is None for p in parameters[inputs:])
 
 
-def _name(path: str, count: int) -> str:
+def _name(path: str) -> str:
     """``['logits']`` and ``.spikes[0]`` as ``logits`` and ``spikes_0``; empty for a position alone, which gets a default name."""
     words = re.findall(r"\w+", path)
-    return "_".join(words) if count and any(not word.isdigit() for word in words) else ""
+    return "_".join(words) if any(not word.isdigit() for word in words) else ""
 
 
 def outputs_of(result: Any) -> list[Tensor]:

@@ -64,13 +64,12 @@ class Runner:
 def what_it_leaves(
     runner: Runner, inputs: Sequence[Tensor], expected: Sequence[Tensor], neurons: Sequence[adapters.Found]
 ) -> list[tuple[type[Warning], str]]:
-    """What a run leaves in the model that the next one finds: notes, as warnings.
+    """What a run has just left in the model, that the next one would find: notes, as warnings. The model is reset then.
 
     Raises:
         WarmStateError: it begins with what an earlier call left.
     """
     notes: list[tuple[type[Warning], str]] = []
-    runner.run(inputs)
     left = runner.ready.changed()
     parameters = {name for name, _ in runner.model.named_parameters()}
     if changed := [_own_name(name) for name in left if name in parameters]:

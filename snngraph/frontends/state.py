@@ -28,11 +28,9 @@ class Snapshot:
     """Attributes, buffers and parameters of all modules of a model, at one moment."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self._kept = [(path, module, _attributes(module)) for path, module in model.named_modules()]
-        # Values, too: a state may be written in place. Containers are copied along with the tensors they hold.
+        self._kept = [(path, module, _copy(_attributes(module))) for path, module in model.named_modules()]
+        # Values, too: a state may be written in place.
         self._values = {id(t): (t, t.detach().clone()) for _, _, kept in self._kept for t in tensors_in(kept)}
-        self._copies = [{k: _copy(v) for k, v in kept[0].items()} for _, _, kept in self._kept]
 
     def restore(self) -> None:
         """Puts everything back, in place where a tensor was written in place."""
@@ -43,27 +41,22 @@ class Snapshot:
                         tensor.copy_(value)  # in place: a captured graph shares the model's tensors
                     else:
                         tensor.data = value.clone()
-        for (_, module, (_, parameters, buffers)), copies in zip(self._kept, self._copies, strict=True):
-            own = {k: v for k, v in module.__dict__.items() if _is_plumbing(k, v)}
+        for _, module, kept in self._kept:
+            plumbing = {k: v for k, v in module.__dict__.items() if _is_plumbing(k, v)}
             module.__dict__.clear()
-            module.__dict__.update({k: _copy(v) for k, v in copies.items()})
-            module.__dict__.update(own)
-            for store, kept in ((module._parameters, parameters), (module._buffers, buffers)):
+            module.__dict__.update(_copy(kept["attributes"]) | plumbing)
+            for store, before in ((module._parameters, kept["parameters"]), (module._buffers, kept["buffers"])):
                 store.clear()
-                store.update(kept)
+                store.update(before)
 
     def changed(self) -> dict[str, Any]:
         """What differs now: ``path.attribute`` and the value it had (``None`` for what was not there)."""
         found: dict[str, Any] = {}
-        known = {id(module): k for k, (_, module, _) in enumerate(self._kept)}
-        for path, module in self.model.named_modules():
-            k = known.get(id(module))
-            if k is None:
-                continue
+        for path, module, kept in self._kept:
+            before = _flat(kept)
             for name, value in _flat(_attributes(module)).items():
-                before = _flat((self._copies[k], *self._kept[k][2][1:])).get(name)
-                if not self._same(before, value):
-                    found[f"{path}.{name}" if path else name] = self._before(before)
+                if not self._same(before.get(name), value):
+                    found[f"{path}.{name}" if path else name] = self._before(before.get(name))
         return found
 
     def _before(self, value: Any) -> Any:
@@ -83,17 +76,17 @@ class Snapshot:
         return True  # functions, modules, configuration objects: no state that a graph could carry
 
 
-def _attributes(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+def _attributes(module: nn.Module) -> dict[str, dict[str, Any]]:
     own = {k: v for k, v in module.__dict__.items() if not _is_plumbing(k, v)}
-    return own, dict(module._parameters), dict(module._buffers)
+    return {"attributes": own, "parameters": dict(module._parameters), "buffers": dict(module._buffers)}
 
 
 def _is_plumbing(name: str, value: Any) -> bool:
     return name in _PLUMBING or (name in _REPLACED and callable(value))
 
 
-def _flat(attributes: tuple[dict[str, Any], ...]) -> dict[str, Any]:
-    return {k: v for kept in attributes for k, v in kept.items()}
+def _flat(kept: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {k: v for store in kept.values() for k, v in store.items()}
 
 
 def _copy(value: Any) -> Any:
