@@ -38,6 +38,7 @@ from snngraph.graph import (
     arguments,
     defaults_of,
     describe,
+    is_neuron,
     is_op,
     operand,
     origin_of,
@@ -360,7 +361,7 @@ def _share(edit: Rewriter) -> None:
     graph = edit.graph
     seen: dict[Any, fx.Node] = {}
     for node in graph.nodes:
-        if node.op not in ("get_attr", "call_function") or is_op(node, LIF, LIF_STEP):
+        if node.op not in ("get_attr", "call_function") or is_neuron(node):
             continue
         key = _constant_key(graph, node) if node.op == "get_attr" else _expression_key(node)
         first = seen.setdefault(key, node)

@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from snngraph.analysis.levels import Levels, infer_spike_levels
-from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, LEVELS, LIF, LIF_STEP, VIEWS, SpikingGraph, is_op, operand, origin_of
+from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, LEVELS, VIEWS, SpikingGraph, is_neuron, is_op, operand, origin_of
 from snngraph.integer import MOST_LEVELS
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
@@ -85,7 +85,7 @@ def _computes(node: fx.Node) -> bool:
     if node.op != "call_function" or is_op(node, *_LAYERS, LEVELS) or node.target in _MOVES:
         return False
     if is_op(node, operator.getitem):
-        return is_op(operand(node), LIF, LIF_STEP)
+        return is_neuron(operand(node))
     return bool(node.meta["val"].is_floating_point())
 
 

@@ -65,6 +65,8 @@ class Backend(ABC):
     name: ClassVar[str]
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     precisions: ClassVar[tuple[Precision, ...]]
+    #: The fused operators (``"conv_lif"``, ``"linear_lif"``) that it takes as one node; the others are written out for it.
+    fused: ClassVar[tuple[str, ...]] = ()
 
     #: The library's own settings, as they were given to it: everything that could change a number is among them.
     settings: Mapping[str, str]

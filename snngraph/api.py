@@ -20,6 +20,7 @@ from snngraph.lowering.onnx import lower
 from snngraph.lowering.taps import add_outputs
 from snngraph.passes import registry
 from snngraph.passes.base import Pass
+from snngraph.passes.expand_fused import expanded
 from snngraph.runtime import artifact
 from snngraph.runtime.backend import BackendOptions
 from snngraph.runtime.backends import backend_class
@@ -59,7 +60,7 @@ def optimize(
         PassError: a pass failed or refused; the message carries the graph it was given.
     """
     chosen = _precision(target, precision)
-    pipeline = pipelines.default(target, chosen) if passes is None else registry.pipeline(passes)
+    pipeline = pipelines.default(target, chosen, backend_class(target).fused) if passes is None else registry.pipeline(passes)
     return pipeline(graph).graph
 
 
@@ -95,7 +96,7 @@ def build(
     """
     _require_mode(mode)
     chosen = _precision_of(graph, target, precision)
-    lowered = lower(graph, batch=_batch(graph, batch_size))
+    lowered = lower(graph, batch=_batch(graph, batch_size), fused=backend_class(target).fused)
     outputs = lowered.outputs
     if taps:
         add_outputs(lowered.model, [layer.spikes for layer in lowered.layers])
@@ -215,7 +216,8 @@ def _precision_of(graph: SpikingGraph, target: str, precision: str | None) -> Pr
     Raises:
         PrecisionNotAvailableError: ``fp32`` of a graph that holds integer layers.
     """
-    digits = [shape_of(operand(node, 1))[0] for node in graph.nodes if is_op(node, INTEGER_CONV, INTEGER_LINEAR)]
+    nodes = list(expanded(graph).nodes)
+    digits = [shape_of(operand(node, 1))[0] for node in nodes if is_op(node, INTEGER_CONV, INTEGER_LINEAR)]
     if precision is None:
         if not digits:
             return "fp32"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from snngraph.errors import GraphCheckError, GraphError
-from snngraph.graph import LIF, LIF_STEP, SpikingGraph, arguments, describe, is_op, previous_step, shape_of
+from snngraph.graph import FUSED, LIF, LIF_STEP, SpikingGraph, arguments, describe, is_op, previous_step, shape_of
 
 __all__ = ["check_graph"]
 
@@ -94,6 +94,8 @@ def _signature(value: Any) -> Any:
 
 
 def _neuron(graph: SpikingGraph, node: fx.Node) -> str | None:
+    if is_op(node, *FUSED):
+        return _fused(graph, arguments(node))
     if not is_op(node, LIF, LIF_STEP):
         return None
     found = arguments(node)
@@ -110,6 +112,15 @@ def _neuron(graph: SpikingGraph, node: fx.Node) -> str | None:
         target = shape if name == "gain" and sequence else step
         if not _broadcasts(actual, target):
             return f"{name} has shape {list(actual)}, which does not broadcast to {list(target)}"
+    if found["reset"] == "hard" and found["v_reset"] is None:
+        return "a hard reset without v_reset"
+    return None
+
+
+def _fused(graph: SpikingGraph, found: dict[str, Any]) -> str | None:
+    """Its shapes it has checked itself."""
+    if found["steps"] != graph.time.steps:
+        return f"it runs over {found['steps']} steps, the graph has {graph.time.steps}"
     if found["reset"] == "hard" and found["v_reset"] is None:
         return "a hard reset without v_reset"
     return None

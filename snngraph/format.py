@@ -25,8 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from snngraph import fused
 from snngraph.errors import GraphParseError
 from snngraph.graph import (
+    FUSED,
     LIF,
     LIF_STEP,
     OUTPUT_NAMES,
@@ -37,6 +39,7 @@ from snngraph.graph import (
     Time,
     arguments,
     defaults_of,
+    is_neuron,
     is_op,
     operand,
     previous_step,
@@ -92,7 +95,7 @@ def _print(
                 return repr(number) if number is not None else tensor(str(a.target)) + _print_shape(a.meta["val"])
             if is_op(a, operator.getitem):
                 source, k = operand(a), operand(a, 1)
-                return f"{show(source)}.{OUTPUT_NAMES[k]}" if is_op(source, LIF, LIF_STEP) else f"{show(source)}[{k}]"
+                return f"{show(source)}.{OUTPUT_NAMES[k]}" if is_neuron(source) else f"{show(source)}[{k}]"
             return name(a)
         if isinstance(a, tuple | list):
             return f"[{', '.join(show(b) for b in a)}]"
@@ -133,7 +136,7 @@ def _print_call(node: fx.Node, show: Callable[[Any], str]) -> str:
     title = overload._schema.name.split("::")[1]
     if overload._overloadname != "default":
         title += f".{overload._overloadname}"
-    if is_op(node, LIF, LIF_STEP):
+    if is_neuron(node):
         found = arguments(node)
         defaults = defaults_of(overload)
         keywords = {k: v for k, v in found.items() if k not in (*TRAINING_ONLY, "x") and (k not in defaults or v != defaults[k])}
@@ -160,14 +163,19 @@ def _mean(p: _Parser, x: Any, dim: Any, keepdim: bool = False) -> fx.Node:
     return p.call(aten.mean.dim, x, dim if isinstance(dim, list) else [dim], keepdim)
 
 
-def _lif(p: _Parser, target: Any, x: Any, keywords: dict[str, Any]) -> fx.Node:
+_NEURONS = {"lif": LIF, "lif_step": LIF_STEP, "conv_lif": fused.CONV_LIF, "linear_lif": fused.LINEAR_LIF}
+
+
+def _neuron(p: _Parser, target: Any, x: Any, keywords: dict[str, Any]) -> fx.Node:
     values = {"v": 0.0, "decay": 1.0, "threshold": 1.0, **keywords}
     if values.get("reset", "hard") == "hard":
         values.setdefault("v_reset", 0.0)
     tensors = {a.name for a in target._schema.arguments if "Tensor" in str(a.type)}
     values = {k: p.number(v) if k in tensors and isinstance(v, int | float) else v for k, v in values.items()}
-    node = p.call(target, x, values.pop("v"), values.pop("decay"), values.pop("threshold"), **values)
-    previous = previous_step(node)
+    if is_layer := target in FUSED:
+        values = {"steps": p.steps, **values}
+    node = p.call(target, x, *(() if is_layer else map(values.pop, ("v", "decay", "threshold"))), **values)
+    previous = None if is_layer else previous_step(node)
     node.meta["neuron"] = node.name if previous is None else previous.meta["neuron"]
     return node
 
@@ -257,7 +265,7 @@ class _Parser:
             value = self._value(tree.value, line)
             if isinstance(value, fx.Node) and value.op == "call_function" and value.target is not operator.getitem:
                 value._rename(tree.targets[0].id)
-                if is_op(value, LIF):
+                if is_neuron(value) and not is_op(value, LIF_STEP):
                     value.meta["neuron"] = tree.targets[0].id
             self.names[tree.targets[0].id] = value
         elif isinstance(tree, ast.Expr) and last:
@@ -269,7 +277,7 @@ class _Parser:
 
     def _spikes(self, value: Any) -> Any:
         """A neuron used as a tensor means its spikes."""
-        return self.call(operator.getitem, value, 0) if is_op(value, LIF, LIF_STEP) else value
+        return self.call(operator.getitem, value, 0) if is_neuron(value) else value
 
     def _value(self, tree: ast.expr, line: str) -> Any:
         if isinstance(tree, ast.Constant):
@@ -321,10 +329,10 @@ class _Parser:
         if isinstance(keywords.get("dtype"), str):  # as it is printed
             keywords["dtype"] = getattr(torch, keywords["dtype"])
         try:
-            if title in ("lif", "lif_step"):
+            if title in _NEURONS:
                 if len(values) != 1:
                     raise TypeError("takes x alone by position; write the others as v=..., decay=...")
-                return _lif(self, LIF if title == "lif" else LIF_STEP, values[0], keywords)
+                return _neuron(self, _NEURONS[title], values[0], keywords)
             if title in SHORT:
                 return SHORT[title](self, *values, **keywords)
             name, _, overload = title.partition(".")

@@ -18,17 +18,18 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from snngraph import integer, ops
+from snngraph import fused, integer, ops
 from snngraph.errors import GraphError
 from snngraph.types import TensorSpec
 
-__all__ = ["NeuronLayerInfo", "Recognition", "SpikingGraph", "Time", "arguments", "is_op", "operand", "shape_of"]
+__all__ = ["NeuronLayerInfo", "Recognition", "SpikingGraph", "Time", "arguments", "is_neuron", "is_op", "operand", "shape_of"]
 
 LIF = torch.ops.snn.lif.default
 LIF_STEP = torch.ops.snn.lif_step.default
 LEVELS = integer.LEVELS
 INTEGER_CONV = integer.INTEGER_CONV
 INTEGER_LINEAR = integer.INTEGER_LINEAR
+FUSED = fused.FUSED
 RESHAPE = torch.ops.aten.reshape.default  # the canonical view: unlike aten.view it takes any memory layout
 _ARITHMETIC = tuple(getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div"))
 VIEWS = (RESHAPE, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
@@ -91,7 +92,7 @@ class NeuronLayerInfo:
 
     Args:
         name: the neuron module's path in the model; ``#2`` and so on tell apart several uses of one module.
-        nodes: one ``snn::lif`` node, or the chain of its ``snn::lif_step`` nodes in the order of time.
+        nodes: one ``snn::lif`` or fused node, or the chain of its ``snn::lif_step`` nodes in the order of time.
         shape: one sample's layer, without time and batch.
     """
 
@@ -108,6 +109,11 @@ class NeuronLayerInfo:
 def is_op(node: object, *targets: Any) -> bool:
     """Whether ``node`` is a call of one of the operators ``targets``."""
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def is_neuron(node: object) -> bool:
+    """Whether ``node`` holds neurons: an operator with the outputs :data:`OUTPUT_NAMES`, alone or fused with its layer."""
+    return is_op(node, LIF, LIF_STEP, *FUSED)
 
 
 def arguments(node: fx.Node) -> dict[str, Any]:
@@ -140,6 +146,12 @@ def shape_of(node: object) -> tuple[int, ...]:
 def origin_of(node: fx.Node) -> dict[str, Any]:
     """What a node's ``meta`` tells of where it comes from: everything but its value. For the node that takes its place."""
     return {k: v for k, v in node.meta.items() if k != "val"}
+
+
+def _shape_of_neurons(node: fx.Node) -> tuple[int, ...]:
+    if is_op(node, *FUSED):
+        return tuple(node.meta["val"][OUTPUT_NAMES.index("v")].shape[1:])
+    return shape_of(operand(node))[2 if is_op(node, LIF) else 1 :]
 
 
 def previous_step(node: fx.Node) -> fx.Node | None:
@@ -293,12 +305,9 @@ class SpikingGraph:
         """The layers of neurons, in the order in which they first run."""
         chains: dict[str, list[fx.Node]] = {}
         for node in self.nodes:
-            if is_op(node, LIF, LIF_STEP):
+            if is_neuron(node):
                 chains.setdefault(node.meta.get("neuron", node.name), []).append(node)
-        return tuple(
-            NeuronLayerInfo(name, tuple(nodes), shape_of(operand(nodes[0]))[2 if is_op(nodes[0], LIF) else 1 :])
-            for name, nodes in chains.items()
-        )
+        return tuple(NeuronLayerInfo(name, tuple(nodes), _shape_of_neurons(nodes[0])) for name, nodes in chains.items())
 
     def tensors(self) -> dict[str, Tensor]:
         """The graph's constant tensors by name."""

@@ -56,16 +56,16 @@ class NeuronOutput(NamedTuple):
     h: Tensor
 
 
-_PARAMETERS = (
+NEURON_SCHEMA = (
     "Tensor x, Tensor v, Tensor decay, Tensor threshold, Tensor? input_gain=None, Tensor? bias=None, Tensor? v_reset=None, "
     "Tensor? reset_amount=None, Tensor? gain=None, Tensor? i=None, Tensor? syn_decay=None, Tensor? syn_gain=None, "
     'Tensor? floor=None, Tensor? level=None, *, str fire=">=", str reset="hard", str delay="none", str emit="spike", '
 )
-_SURROGATE = 'str surrogate="atan", float alpha=2.0, bool detach_reset=False) -> (Tensor s, Tensor v, Tensor i, Tensor h)'
+TRAINING_SCHEMA = 'str surrogate="atan", float alpha=2.0, bool detach_reset=False) -> (Tensor s, Tensor v, Tensor i, Tensor h)'
 
 _library = torch.library.Library("snn", "DEF")
-_library.define(f"lif({_PARAMETERS}bool with_h=False, {_SURROGATE}", tags=(torch.Tag.pt2_compliant_tag,))
-_library.define(f"lif_step({_PARAMETERS}{_SURROGATE}", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define(f"lif({NEURON_SCHEMA}bool with_h=False, {TRAINING_SCHEMA}", tags=(torch.Tag.pt2_compliant_tag,))
+_library.define(f"lif_step({NEURON_SCHEMA}{TRAINING_SCHEMA}", tags=(torch.Tag.pt2_compliant_tag,))
 
 
 # -- surrogate gradients -------------------------------------------------------------------------------------------------------

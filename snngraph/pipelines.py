@@ -12,6 +12,7 @@ from snngraph.passes.flatten_time import FlattenTime
 from snngraph.passes.fold_attention import FoldAttention
 from snngraph.passes.fold_average_pool import FoldAveragePool
 from snngraph.passes.fold_batch_norm import FoldBatchNorm
+from snngraph.passes.fuse_modules import FuseModules
 from snngraph.passes.hoist_static import HoistStatic
 from snngraph.passes.integer_synapses import IntegerSynapses
 from snngraph.passes.lift_neurons import LiftNeurons
@@ -32,8 +33,8 @@ DIGITS: Final = {"exact": 3, "int8": 1}
 """Digits of a weight, by precision."""
 
 
-def default(target: str = "openvino", precision: str = "fp32") -> Pipeline:
-    """What ``snngraph.optimize`` runs for a target and precision."""
+def default(target: str = "openvino", precision: str = "fp32", fused: tuple[str, ...] = ()) -> Pipeline:
+    """What ``snngraph.optimize`` runs for a target that takes the operators ``fused``, and a precision."""
     integers = (IntegerSynapses(DIGITS[precision]), MarkLevels()) if precision in DIGITS else ()
     return Pipeline(
         (
@@ -53,6 +54,7 @@ def default(target: str = "openvino", precision: str = "fp32") -> Pipeline:
             Canonicalize(),
             *integers,
             EliminateDead(),
+            *((FuseModules(fused),) if fused else ()),
         ),
         title=f"default({target}, {precision})",
     )

@@ -48,6 +48,7 @@ from torch import Tensor, fx
 from snngraph.errors import InputCountError, InputRankError, InputTypeError, VerificationError
 from snngraph.graph import LIF, LIF_STEP, SpikingGraph, is_op
 from snngraph.lowering.taps import add_outputs, cut_at_spikes, forced_name, membrane_name, tap, threshold_name
+from snngraph.passes.expand_fused import expanded
 from snngraph.report.verification import LayerReport, Report, layer_mean
 from snngraph.runtime.backend import Backend, BackendOptions
 from snngraph.runtime.backends import backend_class
@@ -112,7 +113,7 @@ def verify_engine(
     except StopIteration:
         raise VerificationError("there are no inputs to verify on") from None
     model = None if isinstance(model_or_graph, SpikingGraph) else model_or_graph
-    graph = model_or_graph if isinstance(model_or_graph, SpikingGraph) else _trace(model_or_graph, first)
+    graph = expanded(model_or_graph) if isinstance(model_or_graph, SpikingGraph) else _trace(model_or_graph, first)
     _check_belong(graph, engine)
     with _Comparison(graph, engine, model) as comparison, _float32_as_yardstick(engine):
         chunk: _Chunk | None = first

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, fx
 
-from snngraph.graph import LIF, LIF_STEP, OUTPUT_NAMES, RESHAPE, SpikingGraph, arguments, is_op, operand
+from snngraph.graph import OUTPUT_NAMES, RESHAPE, SpikingGraph, arguments, is_neuron, is_op, operand
 
 __all__ = ["Interval", "bounds"]
 
@@ -166,13 +166,13 @@ def _call(node: fx.Node, found: dict[fx.Node, Interval]) -> Interval:
 
 def _output(node: fx.Node, found: dict[fx.Node, Interval]) -> Interval:
     source, k = operand(node), operand(node, 1)
-    if is_op(source, LIF, LIF_STEP) and OUTPUT_NAMES[k] == "s":
+    if is_neuron(source) and OUTPUT_NAMES[k] == "s":
         given = arguments(source)
         positive = found.get(given["threshold"], _ALL)[0] > 0.0  # a count divides by the threshold
         emitted = {"spike": (0.0, 1.0), "count": (0.0, math.inf) if positive else _ALL, "signed": (-1.0, 1.0)}[given["emit"]]
         level = (1.0, 1.0) if given["level"] is None else found.get(given["level"], _ALL)
         return _mul(emitted, level)
-    if not is_op(source, LIF, LIF_STEP) and k == 0 and getattr(source, "target", None) in _SAME:
+    if not is_neuron(source) and k == 0 and getattr(source, "target", None) in _SAME:
         return found.get(source, _ALL)
     return _ALL
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from snngraph.analysis.multiples import Levels, RealError, hull
-from snngraph.graph import LIF, LIF_STEP, RESHAPE, SpikingGraph, arguments, operand, shape_of
+from snngraph.graph import FUSED, LIF, LIF_STEP, RESHAPE, SpikingGraph, arguments, operand, shape_of
 
 __all__ = ["Levels", "infer_spike_levels", "same_divisor", "why_real"]
 
@@ -141,7 +141,7 @@ def _output(scope: _Scope, node: fx.Node, _: dict[str, Any]) -> Levels:
     raise _OperandError(scope.reasons.get(source) or f"{node.name}: output {k} of {source.name}")
 
 
-@_on(LIF, LIF_STEP)
+@_on(LIF, LIF_STEP, *FUSED)
 def _neuron(scope: _Scope, node: fx.Node, given: dict[str, Any]) -> _Found:
     """A count has no bound. A level that is not one number has to be an integer for every neuron."""
     if given["emit"] == "count":

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx
 
 from snngraph.graph import LIF, LIF_STEP, SpikingGraph, is_op
+from snngraph.passes.expand_fused import expanded
 
 __all__ = ["run_with_spikes"]
 
@@ -28,6 +29,7 @@ class _Recorder(fx.Interpreter):
 
 def run_with_spikes(graph: SpikingGraph, inputs: Sequence[Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
     """Runs a graph; returns its outputs and, for every neuron layer, its spikes ``[T, N, ...]``."""
+    graph = expanded(graph)
     recorder = _Recorder(graph)
     with torch.no_grad():
         result = recorder.run(*[x.to(graph.dtype) for x in inputs])

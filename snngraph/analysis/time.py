@@ -8,7 +8,7 @@ import torch
 from torch import fx
 
 from snngraph.analysis.batch import ELEMENTWISE, REDUCTIONS
-from snngraph.graph import LIF, RESHAPE, SpikingGraph, arguments, is_op, operand, shape_of
+from snngraph.graph import FUSED, LIF, RESHAPE, SpikingGraph, arguments, is_op, operand, shape_of
 
 __all__ = ["has_time_at"]
 
@@ -23,12 +23,14 @@ def has_time_at(graph: SpikingGraph, node: fx.Node, dim: int) -> bool:
     if node.op == "placeholder":
         return graph.time.dims[[n for n in graph.nodes if n.op == "placeholder"].index(node)] == dim
     if is_op(node, operator.getitem):
-        return is_op(operand(node), LIF) and dim == 0 and operand(node, 1) in (0, 3)
+        source, output = operand(node), operand(node, 1)
+        return dim == 0 and ((is_op(source, LIF) and output in (0, 3)) or (is_op(source, *FUSED) and output == 3))
     if is_op(node, RESHAPE):
         source, sizes = operand(node), operand(node, 1)
         if dim == 0 and is_op(source, aten.cat.default) and arguments(source)["dim"] == 0 and len(operand(source)) == steps:
             return shape_of(operand(source)[0]) == shape_of(node)[1:]  # a stack, as it is exported
-        return dim == 0 and list(sizes[:2]) == [steps, -1] and shape_of(source)[0] != steps
+        split = dim == 0 and list(sizes[:2]) == [steps, -1]
+        return split and (shape_of(source)[0] != steps or (is_op(source, operator.getitem) and is_op(operand(source), *FUSED)))
     if is_op(node, aten.permute.default):
         return has_time_at(graph, operand(node), operand(node, 1)[dim] % len(shape_of(node)))
     if is_op(node, aten.stack.default, aten.cat.default):

@@ -18,6 +18,7 @@ from snngraph.graph import LIF, LIF_STEP, SpikingGraph, arguments, describe, is_
 from snngraph.lowering.builder import Batch, Builder, Refusal, Shape, Value, normal, onnx_type
 from snngraph.lowering.neuron import Steps, lower_lif, lower_step, outputs_used
 from snngraph.lowering.operators import TRANSLATIONS
+from snngraph.passes.expand_fused import expanded
 from snngraph.types import NeuronLayer, TensorSpec
 
 __all__ = ["OPSET", "Lowered", "lower"]
@@ -44,18 +45,20 @@ class Lowered:
     layers: tuple[NeuronLayer, ...]
 
 
-def lower(graph: SpikingGraph, *, batch: int | Literal["dynamic"]) -> Lowered:
+def lower(graph: SpikingGraph, *, batch: int | Literal["dynamic"], fused: Sequence[str] = ()) -> Lowered:
     """The ONNX model of a graph.
 
     Args:
         graph: the graph; its float64 tensors are rounded to float32 here, once.
         batch: the batch size, or ``"dynamic"`` for a model that takes any.
+        fused: the fused operators that stay one node; the others are written out first.
 
     Raises:
         UnsupportedOperatorError: names every operator that has no translation, with its module and source line.
         LoweringError: a number does not fit float32, or the batch size can not be free.
         GraphError: the graph runs at another batch size only.
     """
+    graph = expanded(graph, fused)
     if batch == "dynamic":
         if not graph.free_batch:
             raise LoweringError(

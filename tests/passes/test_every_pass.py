@@ -18,6 +18,7 @@ from snngraph.passes.flatten_time import FlattenTime
 from snngraph.passes.fold_attention import FoldAttention
 from snngraph.passes.fold_average_pool import FoldAveragePool
 from snngraph.passes.fold_batch_norm import FoldBatchNorm
+from snngraph.passes.fuse_modules import FuseModules
 from snngraph.passes.hoist_static import HoistStatic
 from snngraph.passes.lift_neurons import LiftNeurons
 from snngraph.passes.merge_time import MergeTime
@@ -31,6 +32,7 @@ PASSES: list[Pass] = [
     ComposeLowRank(),
     EliminateDead(),
     FlattenTime(),
+    FuseModules(),
     FoldAttention(),
     FoldAveragePool(),
     FoldBatchNorm(),

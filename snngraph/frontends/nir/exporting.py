@@ -24,6 +24,7 @@ from snngraph.graph import SpikingGraph
 from snngraph.passes.base import Pipeline
 from snngraph.passes.canonicalize import Canonicalize
 from snngraph.passes.eliminate_dead import EliminateDead
+from snngraph.passes.expand_fused import ExpandFused
 from snngraph.passes.fold_batch_norm import FoldBatchNorm
 from snngraph.runtime import artifact
 
@@ -79,7 +80,9 @@ def to_nir(
     if path is not None:
         artifact.check_destination(path, force)
     graph = _traced(source, example, trace_options)
-    graph = Pipeline((Canonicalize(), FoldBatchNorm(), Canonicalize(), EliminateDead()), title="to_nir")(graph).graph
+    graph = Pipeline((ExpandFused(), Canonicalize(), FoldBatchNorm(), Canonicalize(), EliminateDead()), title="to_nir")(
+        graph
+    ).graph
     reader = Reader(graph, step, frozenset(allow), nir, HANDLERS)
     result = reader.read()
     _compare(graph, result, reader.neurons, reader.layouts())
