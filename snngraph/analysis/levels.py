@@ -309,8 +309,11 @@ def _quotient(scope: _Scope, node: fx.Node, given: dict[str, Any]) -> Levels:
 def _clamped(scope: _Scope, node: fx.Node, given: dict[str, Any]) -> Levels:
     x = scope.of(operand(node))
     least, most = given.get("min_val", given.get("min")), given.get("max_val", given.get("max"))
-    x = x if least is None else x.at_least(scope.of(least))
-    return x if most is None else x.at_most(scope.of(most))
+    if least is not None and not (isinstance(least, int | float) and least <= x.low * x.unit):
+        x = x.at_least(scope.of(least))
+    if most is not None and not (isinstance(most, int | float) and most >= x.high * x.unit):
+        x = x.at_most(scope.of(most))
+    return x
 
 
 # -- sums ------------------------------------------------------------------------------------------------------------------------
