@@ -96,6 +96,11 @@ class Backend(ABC):
         """Gives the library's memory and threads back; the back end can not run afterwards."""
 
     @classmethod
+    def default_precision(cls) -> Precision:
+        """The precision that is fastest here among those as exact as float32."""
+        return "fp32"
+
+    @classmethod
     def check(cls, precision: str, options: BackendOptions) -> None:
         """Says, before any work is done, whether this target offers a precision and a device.
 

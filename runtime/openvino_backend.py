@@ -14,6 +14,7 @@ import openvino
 
 from snngraph.errors import BackendError
 from snngraph.runtime.backend import Backend, BackendOptions, usable_cores
+from snngraph.runtime.cpu import integer_features
 from snngraph.runtime.onnx_check import check_onnx
 from snngraph.types import Precision
 
@@ -31,6 +32,8 @@ _NUMERICS: Final = {
     "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     "KV_CACHE_PRECISION": "f32",
 }
+#: Instructions for which OpenVINO has int8 convolutions that are several times as fast as float32's.
+INTEGER_KERNELS: Final = frozenset(("amx_int8", "avx512_vnni", "avx_vnni"))
 #: oneDNN inside OpenVINO obeys these whatever precision it is asked for.
 _FPMATH_VARIABLES: Final = ("ONEDNN_DEFAULT_FPMATH_MODE", "DNNL_DEFAULT_FPMATH_MODE")
 
@@ -76,6 +79,11 @@ class OpenVINOBackend(Backend):
         for key, value in _NUMERICS.items():
             if key in self.settings and (found := self._property(key)) != value:
                 raise BackendError(f"OpenVINO {openvino.__version__} was asked for {key}={value} but compiled with {found}")
+
+    @classmethod
+    def default_precision(cls) -> Precision:
+        """``exact`` where the CPU adds products of 8 bits in 32: three digits are faster there than one float32 layer."""
+        return "exact" if INTEGER_KERNELS.intersection(integer_features()) else "fp32"
 
     def infer(self, inputs: Sequence[Array]) -> list[Array]:
         """Binds the arrays as they lie in memory (a read-only one is copied) and copies the results out of the request."""

@@ -15,12 +15,13 @@ import snngraph
 from snngraph import pipelines
 from snngraph.errors import EngineModeError, InputBatchError, PrecisionNotAvailableError, UnknownPrecisionError
 from snngraph.frontends.capture import trace
-from snngraph.graph import SpikingGraph
+from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, SpikingGraph, is_op, operand, shape_of
 from snngraph.lowering.onnx import lower
 from snngraph.lowering.taps import add_outputs
 from snngraph.passes import registry
 from snngraph.passes.base import Pass
 from snngraph.runtime import artifact
+from snngraph.runtime.backend import BackendOptions
 from snngraph.runtime.backends import backend_class
 from snngraph.runtime.engine import Engine
 from snngraph.runtime.manifest import Manifest
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 __all__ = ["build", "convert", "export_onnx", "optimize", "verify"]
 
 DEFAULT_TARGET = "openvino"
-DEFAULT_PRECISION: Precision = "fp32"
 BatchSize = int | Literal["dynamic"] | None
 
 
@@ -49,7 +49,8 @@ def optimize(
     Args:
         graph: as :func:`snngraph.trace` gives it; it is not changed.
         target: the engine target.
-        precision: ``"fp32"`` (the default).
+        precision: ``"fp32"``; ``"exact"``, as exact as float32 with integer synapses (:mod:`snngraph.passes.integer_synapses`),
+            three digits to a weight; ``"int8"``, one digit. By default the faster of the first two on this machine.
         passes: a pipeline of your own instead of the default: passes, their names, or names with options.
 
     Raises:
@@ -57,8 +58,7 @@ def optimize(
         UnknownPassError: no pass has that name.
         PassError: a pass failed or refused; the message carries the graph it was given.
     """
-    chosen = _precision(precision)
-    backend_class(target)
+    chosen = _precision(target, precision)
     pipeline = pipelines.default(target, chosen) if passes is None else registry.pipeline(passes)
     return pipeline(graph).graph
 
@@ -78,7 +78,7 @@ def build(
     Args:
         graph: usually an optimized one.
         target: ``"openvino"``, ``"onnxruntime"``, or a target of an outside package; see :func:`snngraph.targets`.
-        precision: ``"fp32"`` (the default); ``"exact"``, ``"fp16"`` and ``"int8"`` are not available yet.
+        precision: see :func:`optimize`; by default that of the graph.
         mode: ``"sequence"``: a call takes all time steps; ``"step"`` is not available yet.
         batch_size: a number, or ``"dynamic"`` for any; the example's unless given.
         threads: number of threads; all usable cores unless given.
@@ -88,14 +88,13 @@ def build(
         UnknownTargetError: no such target.
         TargetNotInstalledError: its library is missing; the message names the extra.
         UnknownPrecisionError: no such precision.
-        PrecisionNotAvailableError: the precision is not available yet.
+        PrecisionNotAvailableError: the target does not offer the precision, or the graph was optimized for another.
         EngineModeError: no such mode, or not available yet.
         LoweringError: the graph can not be lowered (an operator without translation, a batch that can not be free).
         BackendError: the engine library failed.
     """
-    chosen = _precision(precision)
     _require_mode(mode)
-    backend_class(target)
+    chosen = _precision_of(graph, target, precision)
     lowered = lower(graph, batch=_batch(graph, batch_size))
     outputs = lowered.outputs
     if taps:
@@ -192,25 +191,41 @@ def check_options(target: str = DEFAULT_TARGET, precision: str | None = None, mo
     Raises:
         TargetError, EngineModeError: as :func:`build`.
     """
-    _precision(precision)
     _require_mode(mode)
-    backend_class(target)
+    _precision(target, precision)
 
 
-def _precision(precision: str | None) -> Precision:
+def _precision(target: str, precision: str | None) -> Precision:
+    """The precision to build for: the one asked for, or the target's default on this machine."""
+    backend = backend_class(target)
     if precision is None:
-        return DEFAULT_PRECISION
+        return backend.default_precision()
     known = get_args(Precision)
     if precision not in known:
         near = difflib.get_close_matches(precision, known, 1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UnknownPrecisionError(f"no precision is named {precision!r}{hint} Known: {', '.join(known)}")
-    if precision == "exact":
-        why = "it needs integer synapses, which this version does not have"
-        raise PrecisionNotAvailableError(f"precision 'exact' is not available yet: {why}; use precision='fp32'")
-    if precision != DEFAULT_PRECISION:
-        raise PrecisionNotAvailableError(f"precision {precision!r} is not available yet; use precision='fp32'")
-    return DEFAULT_PRECISION
+    backend.check(precision, BackendOptions(backend.devices[0]))
+    return cast(Precision, precision)
+
+
+def _precision_of(graph: SpikingGraph, target: str, precision: str | None) -> Precision:
+    """The precision of a graph that is lowered as it is: what it holds decides, unless another is asked for.
+
+    Raises:
+        PrecisionNotAvailableError: ``fp32`` of a graph that holds integer layers.
+    """
+    digits = [shape_of(operand(node, 1))[0] for node in graph.nodes if is_op(node, INTEGER_CONV, INTEGER_LINEAR)]
+    if precision is None:
+        if not digits:
+            return "fp32"
+        return "exact" if max(digits) >= pipelines.DIGITS["exact"] else "int8"
+    chosen = _precision(target, precision)
+    if digits and chosen == "fp32":
+        raise PrecisionNotAvailableError(
+            f"precision 'fp32' was asked for, but the graph holds {len(digits)} integer layers: optimize it with precision='fp32'"
+        )
+    return chosen
 
 
 def _require_mode(mode: str) -> None:

@@ -182,6 +182,7 @@ SHORT: dict[str, Callable[..., fx.Node]] = {
     "select": lambda p, x, dim, k: p.call(aten.select.int, x, dim, k),
     "stack": lambda p, xs, dim=0: p.call(aten.stack.default, xs, dim),
 }
+_INTEGER = ("levels", "integer_conv", "integer_linear")
 _OPERATORS = {ast.Add: "add", ast.Sub: "sub", ast.Mult: "mul", ast.Div: "div"}
 
 
@@ -327,7 +328,7 @@ class _Parser:
             if title in SHORT:
                 return SHORT[title](self, *values, **keywords)
             name, _, overload = title.partition(".")
-            packet = getattr(aten, name)
+            packet = getattr(torch.ops.snn if name in _INTEGER else aten, name)
             overload = overload or ("default" if "default" in packet.overloads() else packet.overloads()[0])
             return self.call(getattr(packet, overload), *values, **keywords)
         except (AttributeError, TypeError, IndexError, RuntimeError) as error:

@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
-from snngraph import ops
+from snngraph import integer, ops
 from snngraph.errors import GraphError
 from snngraph.types import TensorSpec
 
@@ -26,6 +26,9 @@ __all__ = ["NeuronLayerInfo", "Recognition", "SpikingGraph", "Time", "arguments"
 
 LIF = torch.ops.snn.lif.default
 LIF_STEP = torch.ops.snn.lif_step.default
+LEVELS = integer.LEVELS
+INTEGER_CONV = integer.INTEGER_CONV
+INTEGER_LINEAR = integer.INTEGER_LINEAR
 RESHAPE = torch.ops.aten.reshape.default  # the canonical view: unlike aten.view it takes any memory layout
 _ARITHMETIC = tuple(getattr(torch.ops.aten, name).Tensor for name in ("add", "sub", "mul", "div"))
 VIEWS = (RESHAPE, torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)

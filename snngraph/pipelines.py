@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final
 
 from snngraph.passes.base import Pipeline
 from snngraph.passes.canonicalize import Canonicalize
@@ -13,7 +13,9 @@ from snngraph.passes.fold_attention import FoldAttention
 from snngraph.passes.fold_average_pool import FoldAveragePool
 from snngraph.passes.fold_batch_norm import FoldBatchNorm
 from snngraph.passes.hoist_static import HoistStatic
+from snngraph.passes.integer_synapses import IntegerSynapses
 from snngraph.passes.lift_neurons import LiftNeurons
+from snngraph.passes.mark_levels import MarkLevels
 from snngraph.passes.merge_time import MergeTime
 from snngraph.passes.sink_scales import SinkScales
 
@@ -26,8 +28,13 @@ def capture(*, lift: bool = True) -> Pipeline:
     return Pipeline((Canonicalize(), *recognise, MergeTime(), Canonicalize(), EliminateDead()), title="capture")
 
 
-def default(target: str = "openvino", precision: Literal["fp32"] | str = "fp32") -> Pipeline:
+DIGITS: Final = {"exact": 3, "int8": 1}
+"""Digits of a weight, by precision."""
+
+
+def default(target: str = "openvino", precision: str = "fp32") -> Pipeline:
     """What ``snngraph.optimize`` runs for a target and precision."""
+    integers = (IntegerSynapses(DIGITS[precision]), MarkLevels()) if precision in DIGITS else ()
     return Pipeline(
         (
             Canonicalize(),
@@ -44,6 +51,7 @@ def default(target: str = "openvino", precision: Literal["fp32"] | str = "fp32")
             Canonicalize(),
             HoistStatic(),  # what FlattenTime brought into the form that it moves
             Canonicalize(),
+            *integers,
             EliminateDead(),
         ),
         title=f"default({target}, {precision})",

@@ -128,8 +128,7 @@ class Untouched(nn.Module):
     [
         ({"target": "openvinoo"}, UnknownTargetError, "Did you mean 'openvino'"),
         ({"target": "tensorrt"}, TargetNotInstalledError, "tensorrt"),
-        ({"precision": "exact"}, PrecisionNotAvailableError, "not available yet"),
-        ({"precision": "int8"}, PrecisionNotAvailableError, "not available yet"),
+        ({"precision": "fp16"}, PrecisionNotAvailableError, "it offers: fp32, exact, int8"),
         ({"precision": "fp64"}, UnknownPrecisionError, "no precision is named 'fp64'"),
         ({"mode": "step"}, EngineModeError, "not available yet"),
         ({"mode": "steps"}, EngineModeError, "expected 'sequence' or 'step'"),

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_leaves
 
 from snngraph.errors import GraphError
-from snngraph.graph import VIEWS, SpikingGraph, arguments, operand, shape_of
+from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, LEVELS, VIEWS, SpikingGraph, arguments, operand, shape_of
 
 __all__ = ["acts_per_sample", "batch_dims", "shape_with_free_batch"]
 
@@ -47,6 +47,8 @@ _PER_SAMPLE = frozenset(
         aten.upsample_nearest2d.vec,
         aten.upsample_bilinear2d.vec,
         aten.bmm.default,
+        INTEGER_CONV,
+        LEVELS,
     )
 )
 
@@ -128,7 +130,7 @@ def _only_first_argument(node: fx.Node) -> bool:
     target, rank = node.target, len(shape_of(operand(node)))
     if target in _PER_SAMPLE:
         return True
-    if target is aten.linear.default:
+    if target in (aten.linear.default, INTEGER_LINEAR):
         return rank >= 2
     if target in REDUCTIONS:
         over = arguments(node)["dim"]

@@ -192,6 +192,8 @@ def _rounded(value: Tensor, unit: Tensor) -> Tensor:
 
 def is_step_of(neuron: Neuron, step: Step) -> bool:
     """Whether this is a step of ``neuron``, on many numbers."""
+    if len(step.inputs) != len(neuron.weights):
+        return False
     threshold, like = neuron.parameters["threshold"], step.potential
     unit = unit_of(threshold)
     generator = torch.Generator().manual_seed(0)

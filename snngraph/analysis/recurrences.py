@@ -73,20 +73,14 @@ def resolve(area: Elementwise, chain: Chain) -> Recurrence | str:
         potentials = tuple(path[k] for path in chain.paths)
         found = step_functions(area, potentials, touched, first)
         if found is not None:
-            return _even(Recurrence(chain.decisions, potentials, *found))
+            if not all(step.inputs for step in found[0]):
+                return "a step has no input"
+            return Recurrence(chain.decisions, potentials, *found)
     potentials = tuple(path[-1] for path in chain.paths)
     steps = _with_state(area, potentials, touched)
     if steps is None:
         return "a step depends on more of its past than one membrane potential (an adaptive threshold? a second state?)"
-    return _even(Recurrence(chain.decisions, potentials, steps))
-
-
-def _even(found: Recurrence) -> Recurrence | str:
-    """The recurrence if every step reads inputs, and equally many: the step functions are compared one with another."""
-    counts = sorted({len(step.inputs) for step in found.steps})
-    if not counts[0]:
-        return "a step has no input"
-    return found if len(counts) == 1 else f"its steps read different numbers of inputs ({counts[0]} and {counts[-1]})"
+    return Recurrence(chain.decisions, potentials, steps)
 
 
 def step_functions(

@@ -118,7 +118,10 @@ class BuildOptions:
     """How an engine is built."""
 
     target: Target = "openvino"
-    precision: Annotated[str, typer.Option(help="fp32; exact, fp16 and int8 where the target has them.")] = "fp32"
+    precision: Annotated[
+        str | None,
+        typer.Option(help="fp32; exact (integer synapses, as exact as fp32); int8.  [exact where it is faster, else fp32]"),
+    ] = None
     mode: Annotated[str, typer.Option(help="sequence: a call takes all time steps; step: one.")] = "sequence"
     batch: Annotated[
         str | None, typer.Option(metavar="N|dynamic", help="Batch size of the engine.  [default: the example's]")

@@ -112,7 +112,7 @@ def trace(
         for found in neurons:
             found.adapter.prepare(found.module)  # a neuron set to a GPU backend runs here, too; put back afterwards
         runner = Runner(call, reset)
-        expected = runner.run(inputs)
+        expected = [y.clone() for y in runner.run(inputs)]  # an output may be the very tensor that the model keeps as its state
         notes = what_it_leaves(runner, inputs, expected, neurons)
         axes = infer_axes(runner, inputs, time_dim=time_dim, batch_dim=batch_dim, time_steps=time_steps)
         if guessed and axes.time_dim == 0 and axes.batch_dim is None:

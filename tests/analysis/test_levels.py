@@ -80,6 +80,8 @@ def test_neurons(expression: str, expected: str) -> None:
         ("upsample_nearest2d.vec(s, [12, 12], None)", "0..1"),
         ("upsample_bilinear2d.vec(s, [12, 12], False, None)", "real"),
         ("replication_pad2d(s, [1, 1, 1, 1])", "0..1"),
+        ("levels(s + s, 0, 2)", "0..2"),
+        ("levels(x, 0, 2)", "real"),  # what it is said to be is no proof
         ("_to_copy(s, dtype='int64')", "0..1"),
         ("_to_copy(s * 0.5, dtype='int64')", "real"),
         ("_to_copy(s * 300.0, dtype='int64')", "0..1 * 300"),

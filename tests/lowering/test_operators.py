@@ -10,7 +10,7 @@ import onnx
 import pytest
 import torch
 
-from snngraph.lowering import lower
+from snngraph.lowering import integer, lower
 from snngraph.lowering.operators import TRANSLATIONS
 from snngraph.testing import parse, random_inputs
 from tests.lowering.engines import ENGINES, assert_close, outputs, run
@@ -93,4 +93,4 @@ def test_division_of_integers_beyond_float32(engine: str) -> None:
 
 def test_every_translation_is_tested() -> None:
     used = {str(n.target) for text in CASES.values() for n in parse(text).nodes}
-    assert {str(t) for t in TRANSLATIONS} - used == {f"aten.{name}" for name in ASSERTIONS}
+    assert {str(t) for t in TRANSLATIONS if t not in integer.TABLE} - used == {f"aten.{name}" for name in ASSERTIONS}

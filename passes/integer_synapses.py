@@ -1,0 +1,175 @@
+"""Layers fed by spikes compute with int8 digits of their weights: exact sums, on integer dot-product hardware.
+
+``conv(c*k, W) + b = sum_j scale_j * conv(k, D_j) + b`` where the input is a constant ``c`` times integers ``k`` and ``c*W`` is,
+per output channel, ``sum_j scale_j * D_j`` (:mod:`snngraph.integer`). The sums ``conv(k, D_j)`` are integers: they come out the
+same on every machine, on any number of threads, at any batch size. What the digits leave of a weight is at most 6e-8 of the
+channel's largest after three, 2.4e-10 after four: about the error of float32, and a hundredth of it.
+
+That residual is fixed per channel, while float32's error shrinks with the weight. So a layer whose largest weights stand far
+above the others (:data:`TAIL` times the root of their mean square) gets a digit more, and one where even four are too few stays
+in floating point. A layer whose weights need fewer digits (they were quantized before) gets no more than it needs, which changes
+nothing.
+
+Average pooling on the way to a layer becomes a sum, its divisor part of the weights. What the layers read is marked by
+:mod:`snngraph.passes.mark_levels`.
+
+Refused: a weight that the graph computes, a transposed convolution, an input that is real or beyond 127 levels, sums that int32
+might not hold, and layers so small that their digits cost more than they save.
+
+Exactness: real with 3 or 4 digits up to the residual above, ``approximate`` with fewer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import torch
+from torch import Tensor, fx
+
+from snngraph.analysis.levels import Levels, infer_spike_levels, why_real
+from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, SpikingGraph, arguments, is_op, origin_of, shape_of
+from snngraph.integer import LARGEST, MOST_LEVELS, Digits, split_weight
+from snngraph.passes.base import Pass, PassResult, Rewriter
+from snngraph.passes.integers import Integers
+from snngraph.types import Exactness
+
+__all__ = ["IntegerSynapses"]
+
+aten = torch.ops.aten
+
+MOST_DIGITS: Final = 4
+TAIL: Final = 8.0
+"""Largest weight over the root of the mean square from which on a digit more is taken."""
+SMALLEST: Final = 1 << 16
+"""Multiplications of a layer from which on digits pay."""
+
+
+@dataclass(frozen=True)
+class IntegerSynapses(Pass):
+    """Replaces convolutions and linear layers on spikes by integer ones.
+
+    Args:
+        digits: 1 to 4: how many digits a weight gets.
+        smallest: multiplications of a layer, over all steps, from which on it is replaced.
+    """
+
+    name: ClassVar[str] = "integer_synapses"
+    exactness: ClassVar[Exactness] = "approximate"
+    digits: int = 3
+    smallest: int = SMALLEST
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.digits <= MOST_DIGITS:
+            raise ValueError(f"digits={self.digits}: expected 1 to {MOST_DIGITS}")
+
+    def run(self, graph: SpikingGraph) -> PassResult:
+        """Looks at every layer with weights."""
+        edit = Rewriter(graph)
+        levels, reasons = infer_spike_levels(graph), why_real(graph)
+        integers = Integers(edit, levels)
+        for layer in [layer for node in graph.nodes if (layer := _Layer.of(graph, node)) is not None]:
+            known = levels.get(layer.x)
+            if known is None:
+                edit.refuse(layer.node, f"its input is real: {reasons.get(layer.x, layer.x.name)}")
+                continue
+            found = self._reason(layer, known) or self._digits(layer, known)
+            x = integers.of(layer.x) if isinstance(found, Digits) else None
+            if isinstance(found, Digits) and x is not None:
+                _replace(edit, layer, x, known, found)
+            else:
+                edit.refuse(layer.node, found if isinstance(found, str) else f"no operator gives the integers of {known}")
+        return edit.result()
+
+    def _reason(self, layer: _Layer, known: Levels) -> str | None:
+        """Why a layer fed with levels stays as it is, if it does."""
+        if layer.weight is None:
+            return "its weight is no constant"
+        if layer.transposed:
+            return "it is a transposed convolution"
+        if known.largest > MOST_LEVELS:
+            return f"its input has levels up to {known.largest}, at most {MOST_LEVELS} fit"
+        if known.largest * LARGEST * layer.fan_in >= 2**31:
+            return f"int32 might not hold sums of {layer.fan_in} products"
+        if layer.multiplications < self.smallest:
+            return f"it is small ({layer.multiplications} multiplications)"
+        return None
+
+    def _digits(self, layer: _Layer, known: Levels) -> Digits | str:
+        assert layer.weight is not None
+        weight = layer.weight.double() * known.scale
+        count = self.digits
+        if not bool(weight.isfinite().all()):
+            return "its weight holds NaN or infinity"
+        if count >= 3:  # asked to be as exact as float32
+            count += _more_digits(weight)
+            if count > MOST_DIGITS:
+                return "its largest weights are so far above the others that four digits would lose those"
+        try:
+            return split_weight(weight, count)
+        except ValueError as error:
+            return str(error)
+
+
+def _replace(edit: Rewriter, layer: _Layer, x: fx.Node, known: Levels, digits: Digits) -> None:
+    graph, node = edit.graph, layer.node
+    with graph.graph.inserting_before(node):
+        d = graph.add_tensor(f"{layer.title}_digits", digits.digits)
+        s = graph.add_tensor(f"{layer.title}_scales", digits.scales)
+        if layer.conv is None:
+            new = graph.graph.call_function(INTEGER_LINEAR, (x, d, s, layer.bias))
+        else:
+            options = (layer.conv[k] for k in ("stride", "padding", "dilation", "groups"))
+            new = graph.graph.call_function(INTEGER_CONV, (x, d, s, layer.bias, *options))
+    new.meta = origin_of(node)
+    node.replace_all_uses_with(new)
+    edit.did(node, f"{digits.digits.shape[0]} digits; its input is {known}")
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """A convolution or a linear layer."""
+
+    node: fx.Node
+    x: fx.Node
+    weight: Tensor | None  # [O, I, ...]
+    title: str
+    bias: fx.Node | None
+    conv: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, graph: SpikingGraph, node: fx.Node) -> _Layer | None:
+        if is_op(node, aten.convolution.default):
+            given = arguments(node)
+            return cls(node, given["input"], graph.constant(given["weight"]), str(given["weight"].target), given["bias"], given)
+        if is_op(node, aten.linear.default):
+            given = arguments(node)
+            return cls(node, given["input"], graph.constant(given["weight"]), str(given["weight"].target), given["bias"], None)
+        return None
+
+    @property
+    def transposed(self) -> bool:
+        return self.conv is not None and bool(self.conv["transposed"])
+
+    @property
+    def fan_in(self) -> int:
+        assert self.weight is not None
+        return math.prod(self.weight.shape[1:])
+
+    @property
+    def multiplications(self) -> int:
+        """Of all steps, at the graph's sample batch size."""
+        return math.prod(shape_of(self.node)) * self.fan_in
+
+
+def _more_digits(weight: Tensor) -> int:
+    """How many digits more make up for weights that stand far above the others: 0, 1, or 2 where even one is too few."""
+    flat = weight.flatten(1)
+    largest, square = flat.abs().amax(1), flat.square().mean(1)
+    used = largest > 0
+    if not bool(used.any()):
+        return 0
+    tails = largest[used] / square[used].sqrt()
+    tail = float(tails.square().mean().sqrt())
+    return 0 if tail <= TAIL else 1 if tail <= TAIL * 2 * LARGEST else 2
