@@ -309,7 +309,7 @@ def test_models(name: str) -> None:
     torch.manual_seed(0)
     model, x = build().eval(), example()
     calibrate(model, x, 0.05, 0.3)
-    graph = snngraph.optimize(snngraph.trace(model, x))
+    graph = snngraph.optimize(snngraph.trace(model, x), precision="fp32")
     found = assert_levels(graph, random_inputs(graph))
     for node in graph.nodes:
         if is_op(node, aten.convolution.default, aten.linear.default):

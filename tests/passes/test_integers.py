@@ -14,8 +14,9 @@ from snngraph.analysis.levels import Levels, infer_spike_levels
 from snngraph.errors import PassError
 from snngraph.graph import SpikingGraph
 from snngraph.passes.base import Rewriter
+from snngraph.passes.integer_synapses import IntegerSynapses
 from snngraph.passes.integers import Integers
-from snngraph.testing import assert_graph, parse, random_inputs
+from snngraph.testing import assert_equivalent, assert_graph, parse, random_inputs
 from tests.analysis.level_graphs import level_graphs, multiples, peaks_of, values_of, with_constants
 
 S = "s = flatten_time(lif(x, decay=0.5).s)"
@@ -160,6 +161,26 @@ def test_real_tensors_have_no_integers() -> None:
     graph = parse(f"x[3, N, 4, 6, 6] ->\n{S}\nreturn sigmoid(s)\n")
     with pytest.raises(PassError, match="sigmoid holds no integers"):
         Integers(Rewriter(graph), infer_spike_levels(graph)).of(graph.output_nodes[0])
+
+
+def test_layers_behind_averages_and_levels_get_integers() -> None:
+    before = parse(
+        """x[3, N, 2, 12, 12] ->
+        c0 = conv2d(flatten_time(x), w0[4, 2, 3, 3], None, padding=1)
+        s0 = lif(split_time(c0), decay=0.5, threshold=0.25, level=0.1)
+        p0 = avg_pool2d(flatten_time(s0.s), [3, 3], [1, 1], [1, 1])
+        c1 = conv2d(p0 + flatten_time(s0.s), w1[4, 4, 3, 3], b1[4], padding=1)
+        s1 = lif(split_time(c1), decay=0.5, threshold=0.01)
+        m = mean(flatten_time(s1.s) * 0.5, [2, 3])
+        z = linear(m, u[5, 4], ub[5])
+        return mean(split_time(z), 0)
+        """
+    )
+    after = IntegerSynapses(digits=4, smallest=1)(before).graph
+    assert_equivalent(before, after, tolerance=1e-8)
+    assert after.format().count("integer_conv(") == 1
+    assert "sign(s0.s)" in after.format()
+    assert ", True, 1)" in after.format()
 
 
 def test_a_long_sum_is_no_deep_recursion() -> None:
