@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from typing import Any
 
 import pytest
@@ -102,7 +103,7 @@ def test_one_feeds_the_next() -> None:
         s = lif(split_time(conv2d(flatten_time(x), w[4, 2, 3, 3], b[4], padding=1)), threshold=0.3)
         t = lif(split_time(conv2d(flatten_time(s), u[4, 4, 3, 3], d[4], padding=1)), threshold=0.3)
         return flatten_time(s) + flatten_time(t)""")
-    result = _run(before)
+    result = _run(Canonicalize()(before).graph)
     first, second = (n for n in result.graph.nodes if is_op(n, *FUSED))
     assert operand(operand(second)) is first
 
@@ -223,7 +224,7 @@ CONV = "c = conv2d(flatten_time(x), w[6, 2, 3, 3])\n"
     ("body", "reason"),
     [
         (f"{CONV}return lif(split_time(c), threshold=0.3), c", "c is read by 2 operators"),
-        (f"{CONV}y = split_time(c)\nreturn lif(y, threshold=0.3), y", "reshape is read by 2 operators"),
+        (f"{CONV}y = split_time(c)\nreturn lif(y, threshold=0.3), y", "y is read by 2 operators"),
         (f"{CONV}y = split_time(c)\nreturn lif(y, threshold=0.3, gain=y)", "as another parameter too"),
         (f"{CONV}y = split_time(c)\nreturn lif(y, threshold=0.3, gain=sigmoid(y))", "is read by 2 operators"),
         (f"{CONV}return lif(split_time(c) * 0.5, threshold=0.3)", "its input is mul, no layer with weights"),
@@ -374,7 +375,7 @@ def test_engines_do_not_change(model: nn.Module, traced: SpikingGraph, precision
     for graph in (traced, fused, model):
         report = snngraph.verify(graph, engine, x)
         assert [layer.name for layer in report.layers] == [info.name for info in traced.neurons]
-        assert report.passed
+        assert report.ok, report.problems
         assert any(layer.rate > 0.01 for layer in report.layers)
 
 
@@ -382,10 +383,12 @@ def test_module_paths_and_source_lines_come_back(traced: SpikingGraph) -> None:
     graph = pipelines.default()(traced).graph
     back = ExpandFused()(FuseModules()(graph).graph).graph
     assert back.format() == graph.format()
-    for a, b in zip(graph.nodes, back.nodes, strict=True):
-        if a.op == "call_function" and a.meta.get("module_path"):
-            keys = ("module_path", "source", "neuron")
-            assert [a.meta.get(k) for k in keys] == [b.meta.get(k) for k in keys]
+    found = {node.name: node for node in back.nodes}
+    kept = [n for n in graph.nodes if n.op == "call_function" and n.target is not operator.getitem and "module_path" in n.meta]
+    assert len(kept) > 10
+    for node in kept:
+        keys = ("module_path", "source", "neuron")
+        assert [node.meta.get(k) for k in keys] == [found[node.name].meta.get(k) for k in keys]
 
 
 def test_a_back_end_that_takes_fused_nodes_gets_them(traced: SpikingGraph, monkeypatch: pytest.MonkeyPatch) -> None:
