@@ -127,7 +127,7 @@ def _from_text(text: str) -> Pass:
     factory = find(name)
     try:
         return factory(**options)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         known = ", ".join(f.name for f in dataclasses.fields(factory)) if dataclasses.is_dataclass(factory) else ""
         raise PassError(f"{text!r}: {error}; the options of {name} are: {known or 'none'}") from None
 

@@ -14,7 +14,7 @@ from torch import nn
 import snngraph
 from snngraph import neurons, ops, pipelines
 from snngraph.analysis.levels import infer_spike_levels
-from snngraph.errors import GraphCheckError, UnsupportedOperatorError
+from snngraph.errors import GraphCheckError, PassError, UnsupportedOperatorError
 from snngraph.format import canonical_format
 from snngraph.fused import CONV_LIF, FUSED, LINEAR_LIF
 from snngraph.graph import SpikingGraph, is_op, operand
@@ -22,7 +22,7 @@ from snngraph.integer import split_weight
 from snngraph.lowering import lower
 from snngraph.models.layers import StepWise
 from snngraph.passes import registry
-from snngraph.passes.base import PassError, PassResult, Pipeline
+from snngraph.passes.base import PassResult, Pipeline
 from snngraph.passes.canonicalize import Canonicalize
 from snngraph.passes.expand_fused import ExpandFused, expanded
 from snngraph.passes.flatten_time import FlattenTime
@@ -218,6 +218,7 @@ def test_poolings_that_stay(pool: str, reason: str) -> None:
 # -- what stays apart ------------------------------------------------------------------------------------------------------------
 
 CONV = "c = conv2d(flatten_time(x), w[6, 2, 3, 3])\n"
+TRANSPOSED = "c = convolution(flatten_time(x), w[2, 6, 3, 3], None, [1, 1], [0, 0], [1, 1], True, [0, 0], 1)\n"
 
 
 @pytest.mark.parametrize(
@@ -237,9 +238,8 @@ CONV = "c = conv2d(flatten_time(x), w[6, 2, 3, 3])\n"
         ("return lif(split_time(linear(flatten_time(x), w[5, 6], relu(b[5]))), threshold=0.3)", "are no constants"),
         ("return lif(linear(x, w[5, 6]), threshold=0.3)", "does not run on [T*N, ...]"),
         (
-            "c = convolution(flatten_time(x), w[2, 6, 3, 3], None, [1, 1], [0, 0], [1, 1], True, [0, 0], 1)\n"
-            "return lif(split_time(c), threshold=0.3)",
-            "c is transposed",
+            f"{TRANSPOSED}return lif(split_time(c))",
+            "is transposed",
         ),
     ],
 )
@@ -335,7 +335,8 @@ class _Block(nn.Module):
         self.lif = neurons.LIF(threshold=0.3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.lif(self.layer(x))
+        spikes: torch.Tensor = self.lif(self.layer(x))
+        return x + spikes
 
 
 @pytest.fixture(scope="module")
@@ -364,13 +365,13 @@ def test_engines_do_not_change(model: nn.Module, traced: SpikingGraph, precision
     fused = snngraph.optimize(plain, passes=["fuse_modules"])
     assert _fused(fused) == ["conv_lif"] * 3 + ["linear_lif"] * 2
     x = torch.randn(4, 32, 2, 8, 8)
-    for target in ("openvino", "onnxruntime"):
+    for target in ("openvino", "onnxruntime") if precision == "fp32" else ("openvino",):
         engines = [snngraph.build(graph, target, precision, batch_size="dynamic", taps=True) for graph in (plain, fused)]
         assert engines[0].model == engines[1].model
         assert engines[0].layers == engines[1].layers
         for a, b in zip(_all(engines[0].run(x)), _all(engines[1].run(x)), strict=True):
             assert torch.equal(a, b)
-    engine = snngraph.build(fused, "onnxruntime", precision, batch_size=8)
+    engine = snngraph.build(fused, "openvino", precision, batch_size=8)
     assert engine.manifest.passes[-1] == "fuse_modules"
     for graph in (traced, fused, model):
         report = snngraph.verify(graph, engine, x)
@@ -412,7 +413,7 @@ def test_opcheck(digits: bool, pool: bool) -> None:
     x, weight, one = torch.randn(6, 2, 6, 6).round(), torch.randn(4, 2, 3, 3), ops.scalar(1.0)
     options: dict[str, Any] = {"v_reset": ops.scalar(0.0), "layer_bias": torch.randn(4), "levels": [0, 1], "with_h": True}
     options |= {"pool": [2, 2], "pool_stride": [1, 1], "pool_padding": [1, 1]} if pool else {}
-    layers = (weight, torch.randn(5, 6))
+    layers: tuple[torch.Tensor, ...] = (weight, torch.randn(5, 6))
     if digits:
         split = [split_weight(w, 3) for w in layers]
         layers, scales = tuple(w.digits for w in split), [w.scales.float() for w in split]
@@ -437,5 +438,5 @@ def test_flattened_layers_are_fused() -> None:
 
 
 def test_the_names_of_the_operators_are_checked_on_the_command_line() -> None:
-    with pytest.raises((PassError, ValueError), match="pool_lif"):
+    with pytest.raises(PassError, match="pool_lif"):
         registry.pipeline(["fuse_modules(operators=('pool_lif',))"])
