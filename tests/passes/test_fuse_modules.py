@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import operator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -300,11 +301,14 @@ def test_spikes_that_are_read_without_their_mark_keep_it_outside() -> None:
 # -- any graph -------------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(graphs())
 def test_any_graph(before: SpikingGraph) -> None:
     for graph in (Canonicalize()(before).graph, pipelines.default()(before).graph):
         _run(graph)
+    fixed = before.copy()
+    fixed.facts = replace(fixed.facts, free_batch=False)
+    _run(pipelines.default()(fixed).graph)
     exact = Pipeline((pipelines.default(), *EXACT))(before).graph
     fused = _run(exact).graph
     assert _onnx(exact) == _onnx(fused)
