@@ -9,7 +9,8 @@ where ``W`` has ``d(J-1) + c(k-1) + 1`` taps: ``w`` added up at every shift with
 
 A longer sum rounds more: an engine adds a kernel's products one after the other, and the pooling would have averaged the errors
 of several such sums. So a long sum is made of two, over half of the input channels each (a convolution in two groups, and an
-addition), which brings the error back to that of convolution and pooling.
+addition), which brings the error back to that of convolution and pooling. Sums of integers do not round: with ``integers=True``
+a convolution on spikes, which :mod:`snngraph.passes.integer_synapses` will compute in integers, is left whole.
 
 Refused: a pooling with padding or with a ceiling, another divisor, a convolution that others read too or that is transposed, a
 long sum that can not be halved, and where the larger kernel would multiply more often than before.
@@ -27,7 +28,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, fx
 
+from snngraph.analysis.levels import infer_spike_levels
 from snngraph.graph import SpikingGraph, arguments, is_op, operand, origin_of
+from snngraph.integer import MOST_LEVELS
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
 
@@ -41,23 +44,30 @@ _POOLS: dict[Any, int] = {aten.avg_pool1d.default: 1, aten.avg_pool2d.default: 2
 
 @dataclass(frozen=True)
 class FoldAveragePool(Pass):
-    """Folds average pooling into the convolution before it."""
+    """Folds average pooling into the convolution before it.
+
+    Args:
+        integers: convolutions on spikes are to become integer ones.
+    """
 
     name: ClassVar[str] = "fold_average_pool"
     exactness: ClassVar[Exactness] = "real"
+    integers: bool = False
 
     def run(self, graph: SpikingGraph) -> PassResult:
         """Looks at every average pooling whose input a convolution computes."""
         edit = Rewriter(graph)
+        levels = infer_spike_levels(graph) if self.integers else {}
         for node in graph.nodes:
             if node.target in _POOLS and is_op(operand(node), aten.convolution.default):
-                reason = _fold(edit, node, operand(node))
+                known = levels.get(operand(operand(node)))
+                reason = _fold(edit, node, operand(node), rounds=known is None or known.largest > MOST_LEVELS)
                 if reason is not None:
                     edit.refuse(node, reason)
         return edit.result()
 
 
-def _fold(edit: Rewriter, pool: fx.Node, conv: fx.Node) -> str | None:
+def _fold(edit: Rewriter, pool: fx.Node, conv: fx.Node, *, rounds: bool) -> str | None:
     rank = _POOLS[pool.target]
     window, given = arguments(pool), arguments(conv)
     size = _per_dim(window["kernel_size"], rank)
@@ -74,7 +84,7 @@ def _fold(edit: Rewriter, pool: fx.Node, conv: fx.Node) -> str | None:
     if math.prod(taps) > math.prod(weight.shape[2:]) * math.prod(step):
         return f"a kernel of {taps} would multiply more often than {list(weight.shape[2:])} at every pixel"
     kernel = _pooled(weight.double(), taps, stride, dilation, size)
-    long = kernel[0].numel() > _LONG
+    long = rounds and kernel[0].numel() > _LONG
     if long and (given["groups"] != 1 or kernel.shape[1] % 2):
         return f"a sum of {kernel[0].numel()} products rounds more than the pooling allows, and does not divide into two"
     strides = [c * s for c, s in zip(stride, step, strict=True)]

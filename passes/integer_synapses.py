@@ -75,11 +75,10 @@ class IntegerSynapses(Pass):
                 edit.refuse(layer.node, f"its input is real: {reasons.get(layer.x, layer.x.name)}")
                 continue
             found = self._reason(layer, known) or self._digits(layer, known)
-            x = integers.of(layer.x) if isinstance(found, Digits) else None
-            if isinstance(found, Digits) and x is not None:
-                _replace(edit, layer, x, known, found)
+            if isinstance(found, Digits):
+                _replace(edit, layer, integers.of(layer.x), known, found)
             else:
-                edit.refuse(layer.node, found if isinstance(found, str) else f"no operator gives the integers of {known}")
+                edit.refuse(layer.node, found)
         return edit.result()
 
     def _reason(self, layer: _Layer, known: Levels) -> str | None:

@@ -33,10 +33,6 @@ _MOVES = frozenset(
         aten.cat.default,
         aten.max_pool2d_with_indices.default,
         aten.max_pool3d_with_indices.default,
-        aten.permute.default,
-        aten.select.int,
-        aten.slice.Tensor,
-        aten.split_with_sizes.default,
     )
 )
 

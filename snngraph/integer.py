@@ -30,6 +30,10 @@ BASE = 2 * LARGEST
 MOST_LEVELS = 127
 """The largest input: CPUs without VNNI add pairs of products of 8 bits in 16 bits, which hold ``2 * 127 * 127`` and no more."""
 _TINY = float(torch.finfo(torch.float32).tiny)
+_HALF = 2.0**-24
+"""How far a number may be from its float32 number, relatively."""
+_SAMPLE = 64
+"""Weights of a channel by which its steps are counted first."""
 
 _library = torch.library.Library("snn", "FRAGMENT")
 _library.define("levels(Tensor x, int low, int high) -> Tensor", tags=(torch.Tag.pt2_compliant_tag,))
@@ -62,35 +66,51 @@ class Digits:
 
 
 def split_weight(weight: Tensor, digits: int) -> Digits:
-    """The digits of a weight ``[O, ...]``, in float64. Digits that are all zero are left out, but for the first.
+    """The digits of a weight ``[O, ...]``, in float64.
 
-    A channel of zeros has zeros for digits. So has a digit whose scale float32 does not hold with all its bits (below 1.2e-38).
+    No more than are needed to be as near to every single weight as its own float32 number may be: weights that are up to 127
+    steps of one size per channel, because they were quantized before, have one digit. A channel of zeros has zeros for digits.
+    So has a digit whose scale float32 does not hold with all its bits (below 1.2e-38).
 
     Raises:
         ValueError: ``weight`` is not finite, or float32 does not hold it.
     """
-    rest = weight.detach().double()
-    if not bool(rest.isfinite().all()):
+    weight = weight.detach().double()
+    if not bool(weight.isfinite().all()):
         raise ValueError("the weight holds NaN or infinity")
-    largest = rest.abs().flatten(1).amax(1) if rest[0].numel() else rest.new_zeros(rest.shape[0])
+    flat = weight.reshape(weight.shape[0], -1)
+    largest = flat.abs().amax(1) if flat.numel() else weight.new_zeros(weight.shape[0])
     if bool((largest > torch.finfo(torch.float32).max).any()):
         raise ValueError("the weight is too large for float32")
-    aligned = (-1, *[1] * (rest.dim() - 1))
     found, scales = [], []
-    scale = largest / LARGEST
+    rest, scale = flat, largest / _steps(flat, largest)
     for _ in range(digits):
         scale = scale.float().double()
-        scale = torch.where(scale < _TINY, 0.0, scale)
-        divisor = torch.where(scale == 0, 1.0, scale).reshape(aligned)
-        digit = (rest / divisor).round().clamp(-LARGEST, LARGEST) * (scale != 0).reshape(aligned)
-        rest = rest - digit * divisor
-        found.append(digit.to(torch.int8))
-        scales.append(torch.where(scale == 0, 1.0, scale))
-        scale = scale / BASE
-    while len(found) > 1 and not bool(found[-1].any()):
-        found.pop()
-        scales.pop()
+        used = scale >= _TINY
+        scale = torch.where(used, scale, 1.0)
+        digit = (rest / scale[:, None]).round().clamp(-LARGEST, LARGEST) * used[:, None]
+        rest = rest - digit * scale[:, None]
+        found.append(digit.to(torch.int8).reshape(weight.shape))
+        scales.append(scale)
+        if bool((rest.abs() <= _HALF * flat.abs()).all()):
+            break
+        scale = torch.where(used, scale / BASE, 0.0)
     return Digits(torch.stack(found), torch.stack(scales))
+
+
+def _steps(flat: Tensor, largest: Tensor) -> Tensor:
+    """How many steps the largest weight of each channel is: 127, or as many as make steps of all its weights."""
+    steps = torch.full_like(largest, LARGEST)
+    if not flat.numel():
+        return steps
+    sample = flat[:, torch.linspace(0, flat.shape[1] - 1, min(_SAMPLE, flat.shape[1])).long()] / largest.clamp(min=_TINY)[:, None]
+    for count in range(LARGEST, 0, -1):
+        steps = torch.where(_whole(sample * count).all(1), float(count), steps)
+    return torch.where(_whole(flat / largest.clamp(min=_TINY)[:, None] * steps[:, None]).all(1), steps, float(LARGEST))
+
+
+def _whole(x: Tensor) -> Tensor:
+    return (x - x.round()).abs() <= _HALF * x.abs()
 
 
 # -- the references ------------------------------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ def default(target: str = "openvino", precision: str = "fp32") -> Pipeline:
             Canonicalize(),
             HoistStatic(),
             FoldBatchNorm(),
-            FoldAveragePool(),
+            FoldAveragePool(integers=precision in DIGITS),
             SinkScales(),  # before time is flattened: whether a scale varies over time is seen from its shape
             FoldAttention(),
             FlattenTime(),

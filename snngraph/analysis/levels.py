@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, fx
 
 from snngraph.analysis.multiples import Levels, RealError, hull
-from snngraph.graph import LIF, LIF_STEP, RESHAPE, SpikingGraph, arguments, operand, shape_of
+from snngraph.graph import LEVELS, LIF, LIF_STEP, RESHAPE, SpikingGraph, arguments, operand, shape_of
 
 __all__ = ["Levels", "infer_spike_levels", "same_divisor", "why_real"]
 
@@ -161,7 +161,7 @@ SAME = frozenset((
     aten.detach.default, aten.contiguous.default, aten.lift_fresh_copy.default, aten._to_copy.default, aten.select.int,
     aten.slice.Tensor, aten.flip.default, aten.roll.default, aten.unfold.default, aten.diagonal.default,
     aten.pixel_shuffle.default, aten.index_select.default, aten.gather.default, aten.index.Tensor, aten._unsafe_index.Tensor,
-    aten.embedding.default, aten.amax.default, aten.amin.default, aten.max.default, aten.min.default,
+    aten.embedding.default, aten.amax.default, aten.amin.default, aten.max.default, aten.min.default, LEVELS,
     *(getattr(aten, f"{kind}_pad{rank}d").default for kind in ("reflection", "replication") for rank in (1, 2, 3)),
     *(getattr(getattr(aten, f"upsample_nearest{rank}d"), name) for name in ("default", "vec") for rank in (1, 2, 3)),
 ))
@@ -309,8 +309,11 @@ def _quotient(scope: _Scope, node: fx.Node, given: dict[str, Any]) -> Levels:
 def _clamped(scope: _Scope, node: fx.Node, given: dict[str, Any]) -> Levels:
     x = scope.of(operand(node))
     least, most = given.get("min_val", given.get("min")), given.get("max_val", given.get("max"))
-    x = x if least is None else x.at_least(scope.of(least))
-    return x if most is None else x.at_most(scope.of(most))
+    if least is not None and not (isinstance(least, int | float) and least <= x.low * x.unit):
+        x = x.at_least(scope.of(least))
+    if most is not None and not (isinstance(most, int | float) and most >= x.high * x.unit):
+        x = x.at_most(scope.of(most))
+    return x
 
 
 # -- sums ------------------------------------------------------------------------------------------------------------------------

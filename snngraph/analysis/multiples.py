@@ -144,8 +144,6 @@ class Levels:
 
     def at_least(self, limit: Levels) -> Levels:
         """The larger of each two."""
-        if limit.high * limit.unit <= self.low * self.unit:
-            return self
         a, b = aligned((self, limit))
         return Levels(max(a.low, b.low), max(a.high, b.high), a.unit, a.exact and b.exact)
 
@@ -159,7 +157,10 @@ def aligned(parts: Sequence[Levels]) -> list[Levels]:
     units = [p.unit for p in parts if p.low or p.high] or [Fraction(1)]
     common = math.lcm(*(u.denominator for u in units))
     unit = Fraction(math.gcd(*(int(u * common) for u in units)), common)
-    return [replace(p.times(int(p.unit / unit)) if p.low or p.high else p, unit=unit) for p in parts]
+    same = [replace(p.times(int(p.unit / unit)) if p.low or p.high else p, unit=unit) for p in parts]
+    if any(p.largest > _LARGEST for p in same):
+        raise RealError("its parts are multiples of one scale only by numbers that float32 does not hold")
+    return same
 
 
 def hull(*parts: Levels) -> Levels:

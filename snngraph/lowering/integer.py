@@ -53,16 +53,15 @@ def _integer_conv(
 ) -> Value:
     rank = len(digits.shape) - 3
     shape = builder.shape(node)
-    batched = x if len(x.shape) == rank + 2 else builder.view(x, (1, *x.shape))
     options = {
         "kernel_shape": list(digits.shape[3:]),
         "group": groups,
         **{k: _all(v, rank) for k, v in (("strides", stride), ("dilations", dilation))},
         "pads": _all(padding, rank) * 2,
     }
-    parts = [builder.emit("Conv", batched, weight, **options) for weight in _weights(builder, digits)]
+    parts = [builder.emit("Conv", x, weight, **options) for weight in _weights(builder, digits)]
     total = _summed(builder, parts, scales, bias, (-1, *[1] * rank))
-    return builder.value(total, shape, layout=shape if batched is x else (1, *shape))
+    return builder.value(total, shape)
 
 
 @TABLE.on(INTEGER_LINEAR)

@@ -80,6 +80,8 @@ def test_neurons(expression: str, expected: str) -> None:
         ("upsample_nearest2d.vec(s, [12, 12], None)", "0..1"),
         ("upsample_bilinear2d.vec(s, [12, 12], False, None)", "real"),
         ("replication_pad2d(s, [1, 1, 1, 1])", "0..1"),
+        ("levels(s + s, 0, 2)", "0..2"),
+        ("levels(x, 0, 2)", "real"),  # what it is said to be is no proof
         ("_to_copy(s, dtype='int64')", "0..1"),
         ("_to_copy(s * 0.5, dtype='int64')", "real"),
         ("_to_copy(s * 300.0, dtype='int64')", "0..1 * 300"),
@@ -307,7 +309,7 @@ def test_models(name: str) -> None:
     torch.manual_seed(0)
     model, x = build().eval(), example()
     calibrate(model, x, 0.05, 0.3)
-    graph = snngraph.optimize(snngraph.trace(model, x))
+    graph = snngraph.optimize(snngraph.trace(model, x), precision="fp32")
     found = assert_levels(graph, random_inputs(graph))
     for node in graph.nodes:
         if is_op(node, aten.convolution.default, aten.linear.default):

@@ -27,7 +27,7 @@ TAKEN = {
 @pytest.mark.parametrize("name", TAKEN)
 def test_what_layers_take(name: str) -> None:
     net, x = built(name)
-    graph = snngraph.optimize(snngraph.trace(net, x))
+    graph = snngraph.optimize(snngraph.trace(net, x), precision="fp32")
     found = assert_levels(graph, random_inputs(graph))
     layers = [n for n in graph.nodes if is_op(n, aten.convolution.default, aten.linear.default)]
     assert [str(found.get(operand(n), "real")) for n in layers] == TAKEN[name]

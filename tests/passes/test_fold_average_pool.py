@@ -45,6 +45,15 @@ def test_a_long_sum_is_made_of_two() -> None:
         assert [n.args[-1] for n in result.graph.nodes if is_op(n, aten.convolution.default)] == [1, 2]
 
 
+def test_a_long_sum_of_spikes_is_left_whole_for_integer_layers() -> None:
+    text = "x[T=3, N, 32, 8, 8] ->\ns = lif(x)\nreturn avg_pool2d(conv2d({}, w[6, 32, 3, 3], b[6], padding=1), [2, 2], [2, 2])\n"
+    for source, groups in (("flatten_time(s.s)", 1), ("flatten_time(x)", 2)):
+        before = parse(text.format(source))
+        result = FoldAveragePool(integers=True)(before)
+        assert [n.args[-1] for n in result.graph.nodes if is_op(n, aten.convolution.default)] == [groups]
+        assert_equivalent(before, result.graph, tolerance=1e-13)
+
+
 def test_a_long_sum_that_can_not_be_halved_stays() -> None:
     layer = "convolution(flatten_time(x), w[6, 2, 7, 7], None, [1, 1], [3, 3], [1, 1], False, [0, 0], 2)"
     result = _run(f"return avg_pool2d({layer}, [2, 2], [2, 2])")
