@@ -129,7 +129,7 @@ def _image(small: bool, seed: int) -> Tensor:
 
 
 def _sew_resnet18(small: bool) -> nn.Module:
-    return SEWResNet((1, 1), 4, channels=(16, 16), classes=10) if small else sew_resnet18()
+    return SEWResNet((1, 1), 4, channels=(64, 64), classes=10) if small else sew_resnet18()
 
 
 def _spikingresformer(small: bool) -> nn.Module:

@@ -286,11 +286,11 @@ def test_a_missed_bar_is_said() -> None:
 
 
 class Wide(nn.Module):
-    """A layer that is large enough for integers, ``[T, N, 6] -> [N, 256]``."""
+    """A layer that is large enough for integers, ``[T, N, 6] -> [N, 640]``."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(6, 256), LIF(2.0), nn.Linear(256, 256), LIF(2.0)
+        self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(6, 640), LIF(2.0), nn.Linear(640, 640), LIF(2.0)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.lif2(self.fc2(self.lif1(self.fc1(x)))).mean(0)
