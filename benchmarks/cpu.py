@@ -1,4 +1,4 @@
-"""Engines and peers on a CPU, batch 1. Nets with random weights are calibrated, so that every layer fires at 5 to 30 %."""
+"""Engines and peers on a CPU, batch 1."""
 
 from __future__ import annotations
 
@@ -9,58 +9,43 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from benchmarks import nets
 from benchmarks.outcome import Outcome
-from snngraph.benchmark import BenchmarkReport, compare
-from snngraph.models.calibration import calibrate
+from snngraph.benchmark import CHECKED, BenchmarkReport, compare
 
-__all__ = ["CASES", "HIGH", "LOW", "events", "problems_of", "run", "tell"]
+__all__ = ["CASES", "problems_of", "run", "tell"]
 
-LOW, HIGH = 0.05, 0.30
-Case = tuple[str, nn.Module, Tensor, list[Tensor], int]  # title, model, example, inputs to check, rounds
+Case = tuple[str, nn.Module, list[Tensor], int]  # title, model, inputs to check (the first is timed), rounds
 
 
-def _demo() -> Case:
+def _demo(checked: int | None) -> Case:
     from snngraph.demo.data import load_digits
     from snngraph.demo.model import T
     from snngraph.demo.training import load_demo_model
 
-    x = torch.from_numpy(load_digits(T).test_x[:, :32])
-    digits = [x[:, k : k + 1].contiguous() for k in range(32)]
-    return "demo (TCJA, digits)", load_demo_model(), digits[0], digits, 100
+    x = torch.from_numpy(load_digits(T).test_x[:, : checked or 32])
+    return "demo (TCJA, digits)", load_demo_model(), [digit.contiguous() for digit in x.split(1, 1)], 100
 
 
-def _cifar10dvs() -> Case:
-    from snngraph.models.tcja import tcja_cifar10dvs
-
-    torch.manual_seed(0)
-    return _calibrated("TCJA CIFAR10-DVS", tcja_cifar10dvs(T=10).eval(), events(10, 128), 8)
+def _cifar10dvs(checked: int | None) -> Case:
+    net = nets.NETS["tcja_cifar10dvs"]
+    return net.title, nets.calibrated(net), nets.inputs(net, checked or CHECKED), 20
 
 
-def events(T: int, size: int) -> Tensor:
-    """Event counts of which a tenth are not 0."""
-    return torch.poisson(torch.full((T, 1, 2, size, size), 0.105), generator=torch.Generator().manual_seed(1))
+CASES: dict[str, Callable[[int | None], Case]] = {"demo": _demo, "tcja_cifar10dvs": _cifar10dvs}
 
 
-def _calibrated(title: str, model: nn.Module, x: Tensor, checked: int) -> Case:
-    rates = calibrate(model, x, LOW, HIGH)
-    assert all(LOW <= rate <= HIGH for rate in rates.values()), rates
-    return title, model, x, [x.roll(k, -1) for k in range(checked)], 20
-
-
-CASES: dict[str, Callable[[], Case]] = {"demo": _demo, "tcja_cifar10dvs": _cifar10dvs}
-
-
-def run(name: str, rounds: int | None = None, peers: list[str] | None = None) -> Outcome:
+def run(name: str, rounds: int | None = None, peers: list[str] | None = None, *, check: int | None = None) -> Outcome:
     """Times one of :data:`CASES`."""
-    title, model, x, checked, default = CASES[name]()
-    report = compare(model, x, rounds=rounds or default, peers=peers, check=checked, progress=tell)
+    title, model, checked, default = CASES[name](check)
+    report = compare(model, checked[0], rounds=rounds or default, peers=peers, check=checked, progress=tell)
     report = replace(report, model=title)
     return Outcome(report.to_dict(), report.markdown(), problems_of(report))
 
 
 def problems_of(report: BenchmarkReport) -> tuple[str, ...]:
     """Which of the engines are not right, and why."""
-    return tuple(f"{r.name}: {r.failure or r.remark}" for r in report.rows if r.kind != "peer" and not r.exact)
+    return tuple(f"{r.name}: {r.failure or r.remark}" for r in report.rows if r.kind != "peer" and not r.ok)
 
 
 def tell(what: str, done: int, total: int) -> None:

@@ -43,12 +43,12 @@ NOTES: Final = {
 MEMORY: Final = ("eager", "engine", "engine_off")
 MEMORY_PARTS: Final = ("model_mib", "call_mib", "peak_mib")
 INTRODUCTION: Final = """\
-Nets with attention, batch 1, on a CPU: the time of each way to run them, divided by that of snngraph's fp32 engine on OpenVINO.
-Above 1 the engine is faster. All run in turn in one process with the same number of threads; a ratio is taken within a round,
-and the median over rounds is shown. *Passes off* is the same engine from a pipeline without `compose_low_rank`, `sink_scales`
-and `fold_attention`; it is shown beside the peers, but is none. The weights are random, calibrated so that every layer fires at
-5 to 30 %. A number in brackets is of a row that is less exact than float32. The spikes of the engines are checked against
-float64 in the same run.
+Nets with attention, batch 1, on a CPU: the time of each way to run them, divided by that of snngraph's engine on OpenVINO,
+whose precision stands beside its time. Above 1 the engine is faster. All run in turn in one process with the same number of
+threads; a ratio is taken within a round, and the median over rounds is shown. *Passes off* is the same engine from a pipeline
+without `compose_low_rank`, `sink_scales` and `fold_attention`; it is shown beside the peers, but is none. The weights are random,
+calibrated so that every layer fires at 5 to 30 %. A number in brackets is of a row that is less exact than float32. The spikes of
+the engines are checked against float64 in the same run.
 """
 
 
@@ -188,7 +188,8 @@ def _ratio(row: Mapping[str, Any] | None) -> str:
 
 
 def _ms(result: Result) -> str:
-    return f"1 ({result.engine['median_ms']:.3g} ms)"
+    row = result.engine
+    return f"1 ({row['median_ms']:.3g} ms, {row['name'].rpartition(' ')[2]})"
 
 
 def _flips(result: Result) -> str:

@@ -42,8 +42,8 @@ aten = torch.ops.aten
 MOST_DIGITS: Final = 4
 TAIL: Final = 8.0
 """Largest weight over the root of the mean square from which on a digit more is taken."""
-SMALLEST: Final = 1 << 16
-"""Multiplications of a layer from which on digits pay."""
+SMALLEST: Final = 1 << 21
+"""Multiplications of a layer in a call from which on digits pay: measured, convolutions and linear layers alike."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class IntegerSynapses(Pass):
 
     Args:
         digits: 1 to 4: how many digits a weight gets.
-        smallest: multiplications of a layer, over all steps, from which on it is replaced.
+        smallest: multiplications of a layer, over all steps of the example's batch, from which on it is replaced.
     """
 
     name: ClassVar[str] = "integer_synapses"
@@ -92,7 +92,7 @@ class IntegerSynapses(Pass):
         if known.largest * LARGEST * layer.fan_in >= 2**31:
             return f"int32 might not hold sums of {layer.fan_in} products"
         if layer.multiplications < self.smallest:
-            return f"it is small ({layer.multiplications} multiplications)"
+            return f"it is small ({layer.multiplications} multiplications a call)"
         return None
 
     def _digits(self, layer: _Layer, known: Levels) -> Digits | str:
@@ -130,6 +130,7 @@ def _replace(edit: Rewriter, layer: _Layer, x: fx.Node, known: Levels, digits: D
 class _Layer:
     """A convolution or a linear layer."""
 
+    graph: SpikingGraph
     node: fx.Node
     x: fx.Node
     weight: Tensor | None  # [O, I, ...]
@@ -141,10 +142,14 @@ class _Layer:
     def of(cls, graph: SpikingGraph, node: fx.Node) -> _Layer | None:
         if is_op(node, aten.convolution.default):
             given = arguments(node)
-            return cls(node, given["input"], graph.constant(given["weight"]), str(given["weight"].target), given["bias"], given)
+            return cls(
+                graph, node, given["input"], graph.constant(given["weight"]), str(given["weight"].target), given["bias"], given
+            )
         if is_op(node, aten.linear.default):
             given = arguments(node)
-            return cls(node, given["input"], graph.constant(given["weight"]), str(given["weight"].target), given["bias"], None)
+            return cls(
+                graph, node, given["input"], graph.constant(given["weight"]), str(given["weight"].target), given["bias"], None
+            )
         return None
 
     @property
@@ -158,8 +163,9 @@ class _Layer:
 
     @property
     def multiplications(self) -> int:
-        """Of all steps, at the graph's sample batch size."""
-        return math.prod(shape_of(self.node)) * self.fan_in
+        """Of all steps, at the example's batch size."""
+        size = self.graph.facts.example_batch / self.graph.batch if self.graph.free_batch else 1
+        return int(math.prod(shape_of(self.node)) * size) * self.fan_in
 
 
 def _more_digits(weight: Tensor) -> int:

@@ -4,6 +4,8 @@ In every round each contender runs once (a quick one several times), in an order
 machine that slows down slows all of them down. A short pause, and an untimed call of the quick ones, keep one contender's
 spinning threads and cold caches out of the next one's time. All have the same number of threads.
 
+Engines are built for each target and precision that is wanted. The first is the one that all are measured against.
+
 **Ratios** are taken within a round and their median is reported, which a drifting machine hardly changes. Engines of another
 pipeline (``variants``) may differ from the first engine by a few hundredths: these and it run :data:`CLOSER` more times in every
 round, side by side.
@@ -11,7 +13,8 @@ round, side by side.
 **Right** means as right as float32. Outputs are compared with the graph in float64, over several inputs. A contender that
 computes below float32 is not exact. Neither is one whose outputs are off on average by more than :data:`ERROR_RATIO` times what
 PyTorch's float32 is off by, unless that comes of too few spikes to tell from chance (``f + 3 sqrt(f + 1)`` inputs off, at least 8
-inputs). Of an engine the spikes are checked too, by :func:`snngraph.verify`.
+inputs). Of an engine the spikes are checked too, by :func:`snngraph.verify`. An engine of a precision that approximates is judged
+alike, but is not expected to be right.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal, get_args
 
 import numpy as np
 import torch
@@ -39,13 +42,15 @@ from snngraph.errors import SnnGraphError
 from snngraph.frontends import state
 from snngraph.frontends.call import outputs_of
 from snngraph.frontends.capture import trace
-from snngraph.graph import SpikingGraph
+from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, SpikingGraph, is_op
 from snngraph.passes.base import Pass
 from snngraph.peers import PEERS, Contender, Inputs, PlainModel, build_peer, engine_contender, first_line, quiet
 from snngraph.report.benchmark import BenchmarkReport, Row, hardware, versions
 from snngraph.runtime.backend import usable_cores
+from snngraph.runtime.backends import backend_class
 from snngraph.runtime.engine import Engine
 from snngraph.threads import torch_threads
+from snngraph.types import Precision
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,6 +64,7 @@ OFF: Final = 1e-4  # of the largest output
 ROUNDING: Final = 1e-6  # of the mean output: what float32 may be off by where PyTorch's happens to be exact
 CHECKED: Final = 8
 TARGETS: Final = ("openvino", "onnxruntime")
+AS_EXACT_AS_FLOAT32: Final = ("fp32", "exact")
 CLOSER: Final = 3
 _OTHER_NAMES: Final = {
     "eager": "PyTorch",
@@ -90,6 +96,7 @@ def compare(
     graph: SpikingGraph | None = None,
     check: Sequence[Tensor | tuple[Tensor, ...]] | None = None,
     targets: Sequence[str] = TARGETS,
+    precisions: Mapping[str, Sequence[str]] | Sequence[str] | None = None,
     variants: Mapping[str, Iterable[str | Pass]] | None = None,
     patience: float | None = None,
 ) -> BenchmarkReport:
@@ -106,12 +113,15 @@ def compare(
         graph: the model's graph, where it was traced already.
         check: inputs, of the shape of ``example``, to check outputs and spikes on; by default it, shifted :data:`CHECKED` times.
         targets: what engines are built for, where none is given.
+        precisions: of these engines; by target where they are not the same for all. By default a target's own default, and beside
+            ``"exact"`` also ``"fp32"``. An engine that computes nothing in integers is called ``fp32``, and built once.
         variants: pipelines by name (see :func:`snngraph.optimize`); for each, a row of an engine that it makes for the first
-            engine's target. They are shown and checked, but are not the engine that the others are measured against.
+            engine's target, of whatever precision the pipeline gives. They are shown and checked, but are not the engine that the
+            others are measured against.
         patience: seconds in which ``torch.compile`` has to compile, all its modes together; as long as it takes by default.
 
     Raises:
-        BenchmarkError: no such peer, no rounds, or no engine to compare with.
+        BenchmarkError: no such peer or precision, no rounds, or no engine to compare with.
         CaptureError: the model can not be traced.
         InputError: the example does not fit the engine.
         TargetError: the engine can not be built.
@@ -127,9 +137,7 @@ def compare(
     checked = [_as_inputs(x) for x in check] if check is not None else _shifted(inputs, CHECKED)
     if not checked or any([x.shape for x in each] != [x.shape for x in inputs] for each in checked):
         raise BenchmarkError("check: expected at least one input, all of the example's shape")
-    wanted = list(targets) if engine is None else [engine.target]
-    if not wanted:
-        raise BenchmarkError("targets: expected at least one")
+    wanted = _wanted(targets, precisions) if engine is None else [(engine.target, engine.precision)]
     variants = {} if variants is None else variants
     tell = _Tell(progress, total=1 + 2 * (len(names) + len(wanted) + len(variants)) + 1)
     date, load = datetime.now(UTC).isoformat(timespec="seconds"), _load()
@@ -142,12 +150,19 @@ def compare(
         for name in names:
             tell(f"build {name}")
             entries.append(_built(name, "peer", lambda name=name: build_peer(name, plain, threads)))  # type: ignore[misc]
-        for target in wanted:
-            tell(f"build snngraph {target}")
-            entries.append(_engine_entry(graph, target, engine, threads, stack))
+        for target, precision in wanted:
+            tell(f"build snngraph {target} {precision or ''}".rstrip())
+            there = [entry.row.name for entry in entries]
+            if engine is not None:
+                entries.append(_given_entry(engine, threads, stack))
+            elif f"snngraph {target} {precision}" not in there:
+                entries.append(_engine_entry(graph, target, precision, threads, stack))
+            if len(entries) == len(there) or entries[-1].row.name in there:
+                del entries[len(there) :]
+                tell(f"snngraph {target}: nothing is in integers, so {precision} is there already")
         for title, passes in variants.items():
-            tell(f"build snngraph {wanted[0]}, {title}")
-            entries.append(_variant_entry(graph, wanted[0], title, passes, threads, stack))
+            tell(f"build snngraph {wanted[0][0]}, {title}")
+            entries.append(_variant_entry(graph, wanted[0][0], title, passes, threads, stack))
         for entry in entries:
             tell(f"check {entry.row.name}")
             _check(entry, judge, checked)
@@ -233,23 +248,58 @@ def _shifted(inputs: Inputs, count: int) -> list[Inputs]:
     return [tuple(x.roll(k, -1) if x.dim() else x for x in inputs) for k in range(count)]
 
 
-def _engine_entry(graph: SpikingGraph, target: str, engine: Engine | None, threads: int, stack: contextlib.ExitStack) -> _Entry:
-    """The given engine, or one built for the target; ``stack`` closes what is built here."""
+def _wanted(
+    targets: Sequence[str], precisions: Mapping[str, Sequence[str]] | Sequence[str] | None
+) -> list[tuple[str, str | None]]:
+    """The targets and precisions to build for; no precision where a target can not tell its own."""
+    if not targets:
+        raise BenchmarkError("targets: expected at least one")
+    if isinstance(precisions, str):
+        precisions = [precisions]
+    if isinstance(precisions, Mapping) and (unknown := sorted(set(precisions) - set(targets))):
+        raise BenchmarkError(f"precisions: no engine is built for {', '.join(unknown)}")
+    wanted: list[tuple[str, str | None]] = []
+    for target in targets:
+        given = precisions.get(target) if isinstance(precisions, Mapping) else precisions
+        found: list[str | None] = _default_precisions(target) if given is None else list(given)
+        if not found:
+            raise BenchmarkError(f"precisions of {target}: expected at least one")
+        wanted += [(target, precision) for precision in dict.fromkeys(found)]
+    known = get_args(Precision)
+    if wrong := [p for _, p in wanted if p is not None and p not in known]:
+        raise BenchmarkError(f"no precision is named {wrong[0]!r}. Known: {', '.join(known)}")
+    return wanted
+
+
+def _default_precisions(target: str) -> list[str | None]:
+    try:
+        precision = backend_class(target).default_precision()
+    except SnnGraphError:  # building for it says why, in its row
+        return [None]
+    return [precision, "fp32"] if precision == "exact" else [precision]
+
+
+def _engine_entry(graph: SpikingGraph, target: str, precision: str | None, threads: int, stack: contextlib.ExitStack) -> _Entry:
+    """An engine built for a target and precision; ``stack`` closes it."""
     start = time.perf_counter()
     try:
-        if engine is None:
-            used = stack.enter_context(api.build(api.optimize(graph, target), target, threads=threads))
-        elif int(engine.properties()["threads"]) != threads:
-            used = stack.enter_context(Engine(engine.manifest, engine.model, threads=threads))
-        else:
-            used = engine
+        optimized = api.optimize(graph, target, precision)
+        integers = _integer_layers(optimized)
+        # Asked for "exact", and without a layer in integers, it is the fp32 engine.
+        used = stack.enter_context(api.build(optimized, target, precision if integers else None, threads=threads))
     except SnnGraphError as error:
-        if engine is not None:
-            raise
-        return _Entry(Row(f"snngraph {target}", "engine", failure=first_line(error)))
-    contender = engine_contender(f"snngraph {target} {used.precision}", used)
-    built = None if used is engine else time.perf_counter() - start
-    return _Entry(Row(contender.name, "engine", build_seconds=built), contender, used)
+        return _Entry(Row(f"snngraph {target} {precision or ''}".rstrip(), "engine", failure=first_line(error)))
+    return _entry_of(f"snngraph {target} {used.precision}", "engine", used, time.perf_counter() - start, integers)
+
+
+def _given_entry(engine: Engine, threads: int, stack: contextlib.ExitStack) -> _Entry:
+    """The engine that was given, compiled again where it has another number of threads; ``stack`` closes that one."""
+    used, built = engine, None
+    if int(engine.properties()["threads"]) != threads:
+        start = time.perf_counter()
+        used = stack.enter_context(Engine(engine.manifest, engine.model, threads=threads))
+        built = time.perf_counter() - start
+    return _entry_of(f"snngraph {engine.target} {engine.precision}", "engine", used, built)
 
 
 def _variant_entry(
@@ -258,11 +308,24 @@ def _variant_entry(
     """An engine of another pipeline."""
     start = time.perf_counter()
     try:
-        used = stack.enter_context(api.build(api.optimize(graph, target, passes=passes), target, threads=threads))
+        optimized = api.optimize(graph, target, passes=passes)
+        used = stack.enter_context(api.build(optimized, target, threads=threads))
     except SnnGraphError as error:
         return _Entry(Row(f"snngraph {target}, {title}", "variant", failure=first_line(error)))
-    contender = replace(engine_contender(f"snngraph {target} {used.precision}, {title}", used), kind="variant")
-    return _Entry(Row(contender.name, "variant", build_seconds=time.perf_counter() - start), contender, used)
+    seconds = time.perf_counter() - start
+    return _entry_of(f"snngraph {target} {used.precision}, {title}", "variant", used, seconds, _integer_layers(optimized))
+
+
+def _entry_of(name: str, kind: Literal["engine", "variant"], used: Engine, seconds: float | None, integers: int = 0) -> _Entry:
+    contender = replace(engine_contender(name, used), kind=kind)
+    if integers:
+        contender = replace(contender, settings=f"{contender.settings}, integer layers: {integers}")
+    approximate = used.precision not in AS_EXACT_AS_FLOAT32
+    return _Entry(Row(name, kind, build_seconds=seconds, approximate=approximate), contender, used)
+
+
+def _integer_layers(graph: SpikingGraph) -> int:
+    return sum(is_op(node, INTEGER_CONV, INTEGER_LINEAR) for node in graph.nodes)
 
 
 def _built(name: str, kind: Any, build: Callable[[], Contender]) -> _Entry:
@@ -379,13 +442,18 @@ def _check(entry: _Entry, judge: _Judge, checked: Sequence[Inputs]) -> None:
         return
     report = api.verify(judge.graph, entry.engine, [tuple(x.numpy() for x in each) for each in checked])
     judge.firing_rates = {layer.name: layer.rate for layer in report.layers}
-    remarks = [*([remark] if remark else []), *report.problems]
+    problems = report.problems
+    if entry.row.approximate:  # what it is judged by elsewhere; nearly every layer would have a problem of its own
+        kept = f"{error.predictions_equal} of {len(checked)} inputs keep their prediction"
+        problems = (f"{report.flips_engine} flips, float32 has {report.flips_float32}", kept)
     entry.row = replace(
         entry.row,
         flips=report.flips_engine,
         flips_float32=report.flips_float32,
-        exact=report.ok and entry.row.exact,
-        remark="; ".join(remarks),
+        membrane_error=report.error_engine,
+        membrane_error_float32=report.error_float32,
+        exact=report.ok and entry.row.exact and not entry.row.approximate,
+        remark="; ".join([*([remark] if remark else []), *problems]),
     )
 
 

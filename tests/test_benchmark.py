@@ -13,12 +13,14 @@ import torch
 from torch import Tensor, nn
 
 import snngraph
-from benchmarks import attention
+from benchmarks import attention, integer, nets
 from snngraph import benchmark, peers, pipelines
 from snngraph.benchmark import BenchmarkError, BenchmarkReport, Row, compare
 from snngraph.models.calibration import calibrate
 from snngraph.neurons import LIF
+from snngraph.passes.integer_synapses import IntegerSynapses
 from snngraph.peers import Contender, PlainModel
+from snngraph.runtime.backends import backend_class
 
 
 class Net(nn.Module):
@@ -144,7 +146,7 @@ def test_a_peer_that_can_not_be_built_is_shown_with_its_reason(net: Net, x: Tens
         raise RuntimeError("no compiler found\nand more")
 
     monkeypatch.setitem(peers.PEERS, "torch.compile", fails)
-    report = compare(net, x, peers=["torch.compile", "PyTorch"], rounds=1)
+    report = compare(net, x, peers=["torch.compile", "PyTorch"], rounds=1, targets=["openvino"])
     failed = row(report, "torch.compile")
     assert failed.failure == "RuntimeError: no compiler found"
     assert failed.median_ms is None
@@ -170,7 +172,7 @@ def test_a_peer_that_is_wrong_is_not_the_one_to_beat(
     net: Net, x: Tensor, monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]
 ) -> None:
     monkeypatch.setitem(peers.PEERS, "PyTorch", peer_that_gives(change))
-    report = compare(net, x, peers=["PyTorch"], rounds=1)
+    report = compare(net, x, peers=["PyTorch"], rounds=1, targets=["openvino"])
     wrong = row(report, "PyTorch")
     assert not wrong.exact
     assert "outputs off" in wrong.remark
@@ -180,7 +182,7 @@ def test_a_peer_that_is_wrong_is_not_the_one_to_beat(
 
 def test_a_peer_that_fails_when_run_is_shown(net: Net, x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(peers.PEERS, "PyTorch", peer_that_gives(lambda y: y[:1]))
-    report = compare(net, x, peers=["PyTorch"], rounds=1)
+    report = compare(net, x, peers=["PyTorch"], rounds=1, targets=["openvino"])
     assert "has shape (1, 3), expected (2, 3)" in row(report, "PyTorch").failure
 
 
@@ -208,7 +210,7 @@ def test_an_engine_of_another_net_is_not_right(net: Net, x: Tensor) -> None:
 
 def test_progress_is_told(net: Net, x: Tensor) -> None:
     told: list[tuple[str, int, int]] = []
-    compare(net, x, peers=["eager"], rounds=2, progress=lambda *what: told.append(what))
+    compare(net, x, peers=["eager"], rounds=2, targets=["openvino"], progress=lambda *what: told.append(what))
     done, totals = [d for _, d, _ in told], {t for _, _, t in told}
     assert done == sorted(done)
     assert totals == {done[-1]}
@@ -231,12 +233,10 @@ def test_peers_may_be_spelled_in_many_ways(net: Net, x: Tensor, given: str) -> N
 def test_an_engine_of_another_pipeline_is_a_row_of_its_own() -> None:
     outcome = attention.run("ma_gesture_tcsa", 2, ["PyTorch"], small=True)
     rows = {row["name"]: row for row in outcome.document["rows"]}
-    assert list(rows) == [
-        "PyTorch",
-        "snngraph openvino fp32",
-        "snngraph openvino fp32, attention passes off",
-    ]
-    off = rows["snngraph openvino fp32, attention passes off"]
+    peer, engine, variant = rows
+    assert (peer, engine) == ("PyTorch", f"snngraph openvino {backend_class('openvino').default_precision()}")
+    assert variant.endswith(", attention passes off")
+    off = rows[variant]
     assert off["kind"] == "variant"
     assert off["flips"] is not None
     assert off["exact"]
@@ -253,11 +253,16 @@ def test_an_engine_of_another_pipeline_is_a_row_of_its_own() -> None:
 def test_the_attention_passes_are_left_out_by_name() -> None:
     names = [p.name for p in pipelines.default().passes]
     assert set(attention.ATTENTION_PASSES) <= set(names)
-    assert [p.name for p in attention.passes_off()] == [name for name in names if name not in attention.ATTENTION_PASSES]
+    assert [p.name for p in attention.passes_off(precision="fp32")] == [
+        name for name in names if name not in attention.ATTENTION_PASSES
+    ]
+    exact = [p.name for p in attention.passes_off(precision="exact")]
+    assert "integer_synapses" in exact
+    assert not set(attention.ATTENTION_PASSES) & set(exact)
 
 
 def test_a_missed_bar_is_said() -> None:
-    case = attention.Case("", lambda small: Net(), torch.zeros, 1, off_over_on=1.2, over_eager=5.0, less_memory=True)
+    case = attention.Case(1, off_over_on=1.2, over_eager=5.0, less_memory=True)
     found: dict[str, Any] = {
         "off_over_on": 1.1,
         "over_eager": None,
@@ -280,8 +285,124 @@ def test_a_missed_bar_is_said() -> None:
     assert attention._missed(case, good) == []
 
 
+class Wide(nn.Module):
+    """A layer that is large enough for integers, ``[T, N, 6] -> [N, 640]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.lif1, self.fc2, self.lif2 = nn.Linear(6, 640), LIF(2.0), nn.Linear(640, 640), LIF(2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.lif2(self.fc2(self.lif1(self.fc1(x)))).mean(0)
+        return out
+
+
+@pytest.fixture(scope="module")
+def by_precision(x: Tensor) -> BenchmarkReport:
+    """An engine of every precision, and none of a peer."""
+    torch.manual_seed(0)
+    net = Wide().eval()
+    calibrate(net, x, 0.05, 0.4)
+    precisions = {"openvino": ["exact", "fp32", "int8"]}
+    return compare(net, x, peers=[], rounds=1, targets=["openvino"], precisions=precisions)
+
+
+def test_every_precision_has_a_row(by_precision: BenchmarkReport) -> None:
+    assert [(r.name, r.kind) for r in by_precision.rows] == [
+        ("snngraph openvino exact", "engine"),
+        ("snngraph openvino fp32", "engine"),
+        ("snngraph openvino int8", "engine"),
+    ]
+    assert by_precision.engine.name == "snngraph openvino exact"
+    assert by_precision.engine.ratio == 1.0
+    assert "integer layers: 1" in by_precision.engine.settings
+
+
+def test_the_error_before_the_threshold_is_shown_beside_float32s(by_precision: BenchmarkReport) -> None:
+    for r in by_precision.rows:
+        assert r.membrane_error is not None
+        assert r.membrane_error_float32
+        assert r.membrane_ratio == r.membrane_error / r.membrane_error_float32
+        assert r.exact == (r.membrane_ratio <= 1.25) == (not r.approximate)
+    head, _, *table = [line for line in by_precision.markdown().splitlines() if line.startswith("|")]
+    assert head.endswith("| flips | membrane |")
+    assert len(table) == 3
+
+
+def test_an_approximate_engine_is_not_exact_and_is_no_failure(by_precision: BenchmarkReport) -> None:
+    int8 = by_precision.rows[2]
+    assert int8.approximate
+    assert not int8.exact
+    assert by_precision.ok
+    assert f"{int8.flips} flips, float32 has {int8.flips_float32}" in int8.remark
+    assert f"{int8.predictions_equal} of 8 inputs keep their prediction" in int8.remark
+    assert "int8: approximate, as asked" in str(by_precision)
+    broken = replace(int8, error=float("nan"))
+    assert not replace(by_precision, rows=(*by_precision.rows[:2], broken)).ok
+    failed = replace(int8, failure="it can not be built")
+    assert not replace(by_precision, rows=(*by_precision.rows[:2], failed)).ok
+
+
+def test_a_net_without_integers_is_timed_once(net: Net, x: Tensor) -> None:
+    told: list[str] = []
+    report = compare(
+        net,
+        x,
+        peers=[],
+        rounds=1,
+        targets=["openvino"],
+        precisions=["exact", "fp32"],
+        check=[x],
+        progress=lambda what, done, total: told.append(what),
+    )
+    assert [r.name for r in report.rows] == ["snngraph openvino fp32"]
+    assert "snngraph openvino: nothing is in integers, so fp32 is there already" in told
+
+
+def test_default_precisions_are_the_targets_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend_class("openvino"), "default_precision", lambda: "exact")
+    assert benchmark._wanted(("openvino", "onnxruntime"), None) == [
+        ("openvino", "exact"),
+        ("openvino", "fp32"),
+        ("onnxruntime", "fp32"),
+    ]
+    assert benchmark._wanted(("openvino", "onnxruntime"), {"onnxruntime": ["int8"]})[-1] == ("onnxruntime", "int8")
+    assert benchmark._wanted(("openvino",), "int8") == [("openvino", "int8")]
+
+
+def test_the_number_of_digits_is_that_of_the_pipeline() -> None:
+    for count in (1, 2, 4):
+        assert [p.digits for p in integer.with_digits(count) if isinstance(p, IntegerSynapses)] == [count]
+
+
+def test_bars_of_integer_engines(by_precision: BenchmarkReport) -> None:
+    peer = replace(by_precision.rows[0], name="OpenVINO f32", kind="peer", ratio=3.0)
+    exact, fp32, int8 = by_precision.rows
+    report = replace(by_precision, rows=(peer, exact, fp32, replace(int8, ratio=0.5)))
+    assert integer.Bar("exact", None, 1.5).value(report) == 3.0
+    assert integer.Bar("int8", "OpenVINO f32", 5.0).value(report) == 6.0
+    assert integer.Bar("exact", "PyTorch", 8.0).value(report) is None
+    found = {
+        "bars": [{"of": "time of PyTorch / time of exact", "least": 8.0, "found": None}, {"of": "b", "least": 2, "found": 2.0}],
+        "memory": {"ratio": 1.625},
+    }
+    off = replace(exact, membrane_error=1.5, membrane_error_float32=1.0)
+    assert integer._missed([off, int8], found) == [
+        "time of PyTorch / time of exact is unknown, the bar is 8",
+        "snngraph openvino exact: error before the threshold is 1.5 times float32's, the bar is 1.25",
+        "the exact engine takes 1.62 times the memory of OpenVINO f32, the bar is 1.5",
+    ]
+
+
+def test_inputs_to_check_are_independent_draws() -> None:
+    for net in nets.NETS.values():
+        first, second = nets.inputs(net, 2, small=True)
+        assert first.shape == second.shape
+        assert not torch.equal(first.sort().values, second.sort().values), "one is not the other in another order"
+
+
 def test_a_pipeline_that_can_not_be_built_is_shown(net: Net, x: Tensor) -> None:
-    report = compare(net, x, peers=[], rounds=1, variants={"nonsense": ["no_such_pass"]})
+    report = compare(net, x, peers=[], rounds=1, check=[x], targets=["openvino"], variants={"nonsense": ["no_such_pass"]})
     failed = report.rows[-1]
     assert failed.name == "snngraph openvino, nonsense"
     assert "no pass is named 'no_such_pass'" in failed.failure
@@ -289,7 +410,7 @@ def test_a_pipeline_that_can_not_be_built_is_shown(net: Net, x: Tensor) -> None:
 
 
 def test_a_compiler_that_takes_too_long_is_shown(net: Net, x: Tensor) -> None:
-    report = compare(net, x, peers=["torch.compile"], rounds=1, patience=0.05)
+    report = compare(net, x, peers=["torch.compile"], rounds=1, targets=["openvino"], patience=0.05)
     assert row(report, "torch.compile").failure == "TimeoutError: not compiled within 0.05 s"
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
     assert signal.getsignal(signal.SIGALRM) == signal.SIG_DFL
@@ -304,6 +425,12 @@ def test_what_can_not_be_compared_is_refused(net: Net, x: Tensor) -> None:
         compare(net, x, threads=0)
     with pytest.raises(BenchmarkError, match="targets: expected at least one"):
         compare(net, x, targets=[])
+    with pytest.raises(BenchmarkError, match="no precision is named 'fp31'"):
+        compare(net, x, precisions=["fp31"])
+    with pytest.raises(BenchmarkError, match="no engine is built for onnxruntime"):
+        compare(net, x, targets=["openvino"], precisions={"onnxruntime": ["fp32"]})
+    with pytest.raises(BenchmarkError, match="precisions of openvino: expected at least one"):
+        compare(net, x, targets=["openvino"], precisions=[])
 
 
 def test_peers_compute_what_the_model_computes(net: Net, x: Tensor) -> None:

@@ -66,7 +66,7 @@ def test_every_case_has_a_name_of_its_own() -> None:
 
 def test_the_page_shows_every_ratio(results: Path, tmp_path: Path) -> None:
     page, _ = made(results, tmp_path / "docs")
-    assert "| MA <Gesture> | 8.25 | - | - | 1.50 | (0.75) | 1.38 | 1 (10 ms) | 3 (4) |" in page
+    assert "| MA <Gesture> | 8.25 | - | - | 1.50 | (0.75) | 1.38 | 1 (10 ms, fp32) | 3 (4) |" in page
     assert "| MA <Gesture> | 8.0 | 3.0 | 1.0 | 12.0 | 1.25 |" in page
     assert "| MA <Gesture> | 10 | 200 | 210 | 20 | 30 | 50 | 21 | 40 | 61 |" in page
     assert "- MA <Gesture>: converting takes long" in page

@@ -537,10 +537,12 @@ def test_bench_a_model(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(benchmark, "compare", compare)
     model = (f"{made}/cli_net.py:build", "--weights", made / "net.pt", "--shape", "5,2,8")
-    assert document("bench", *model, "--peer", "PyTorch", "--rounds", "7", "--threads", "1") == {"ok": True}
+    options = ("--peer", "PyTorch", "--precision", "exact", "--precision", "int8", "--target", "openvino")
+    assert document("bench", *model, *options, "--rounds", "7", "--threads", "1") == {"ok": True}
     (call,) = calls
     assert (call["shape"], call["training"]) == ((5, 2, 8), False)
     assert (call["engine"], call["peers"], call["rounds"], call["threads"]) == (None, ["PyTorch"], 7, 1)
+    assert (call["targets"], call["precisions"]) == (["openvino"], ["exact", "int8"])
     assert call["graph"].time.steps == 5
 
 
@@ -565,6 +567,7 @@ def test_bench_refuses(made: Path) -> None:
         (("demo", "demo"), "no engine file"),
         (("demo", "--time-steps", "3"), "--time-steps"),
         ((made / "net.snn", "--target", "openvino"), "--target"),
+        ((made / "net.snn", "--precision", "exact"), "--precision"),
     ):
         done = invoke("bench", *arguments)
         assert done.exit_code == 2, done.stderr

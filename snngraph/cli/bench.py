@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLES = (
     "snngraph bench net.py:build --weights net.pt --input example.npy --save bench.json",
+    "snngraph bench net.py:build --weights net.pt --shape 4,1,3,32,32 --target openvino --precision exact --precision int8",
     "snngraph bench net.snn net.py:build --weights net.pt --peer PyTorch --peer 'ONNX Runtime'",
     "snngraph bench net.snn --threads 2",
 )
@@ -35,6 +36,13 @@ def bench(
         str | None, typer.Argument(metavar="MODEL", help="With an engine file: the model it came from, for the peers.")
     ] = None,
     target: Annotated[str | None, typer.Option(help="Build the engine for this target.  [default: one for each]")] = None,
+    precision: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Build an engine of this precision: exact, fp32, int8; repeatable.  [default: the target's, and fp32]",
+        ),
+    ] = None,
     peer: Annotated[
         list[str] | None, typer.Option(metavar="NAME", help="A peer to time, as 'ONNX Runtime'; repeatable.  [default: all]")
     ] = None,
@@ -45,8 +53,9 @@ def bench(
 ) -> int:
     """Time engines against their peers: the model in PyTorch, torch.compile, and other runtimes.
 
-    All are timed in turn in one run, and the engines' spikes are checked: exit code 1 says that one is not right. An engine file
-    without its model is timed alone.
+    All are timed in turn in one run, and the engines' spikes are checked: exit code 1 says that one is not right. The first
+    engine is the one that all are measured against. int8 approximates: its flips and errors are shown, and are no failure. An
+    engine file without its model is timed alone.
     """
     from snngraph.cli.arrays import check_output
 
@@ -58,8 +67,8 @@ def bench(
     is_engine = Path(subject).suffix == ".snn" or Path(subject).is_file()
     if not is_engine and model is not None:
         raise typer.BadParameter(f"{subject!r} is no engine file, and a second model was given")
-    if is_engine and target is not None:
-        raise typer.BadParameter("--target belongs to a model; an engine file is timed as it is")
+    if is_engine and (target is not None or precision):
+        raise typer.BadParameter("--target and --precision belong to a model; an engine file is timed as it is")
     if trace.time_steps is not None:
         raise typer.BadParameter("bench times models that take whole sequences: --time-steps is for models that take one step")
     if is_engine and model is None:
@@ -69,6 +78,7 @@ def bench(
 
     import snngraph
     from snngraph import benchmark
+    from snngraph.api import check_options
     from snngraph.cli.models import capture, example_inputs, named_model
 
     with contextlib.ExitStack() as stack:
@@ -87,9 +97,8 @@ def bench(
             captured = capture(out, subject, source, example, random, trace)
             net, inputs, graph = captured.model, captured.example, captured.graph
             if target is not None:
-                with out.stage("build"):
-                    built = snngraph.build(snngraph.optimize(graph, target), target, threads=threads)
-                network = stack.enter_context(built)
+                for name in precision or (None,):
+                    check_options(target, name)
         with out.progress("bench") as advance:
             report = benchmark.compare(
                 net,
@@ -100,6 +109,8 @@ def bench(
                 threads=threads,
                 progress=lambda what, done, total: advance(done, total),
                 graph=graph,
+                targets=benchmark.TARGETS if target is None else [target],
+                precisions=precision or None,
             )
     if save is not None:
         report.save(save)

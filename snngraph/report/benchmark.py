@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from snngraph.runtime import artifact
 from snngraph.runtime.backend import usable_cores
+from snngraph.runtime.cpu import integer_features
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,7 +39,8 @@ class Row:
 
     Args:
         name: what it is.
-        kind: ``"engine"`` is ours, ``"variant"`` ours of another pipeline, ``"peer"`` what we are measured against.
+        kind: ``"engine"`` is ours, of one target and precision; ``"variant"`` ours of another pipeline; ``"peer"`` what we are
+            measured against.
         settings: how it was built and is run.
         precision: what it computes in, read from the compiled model where the library tells.
         build_seconds: from the model to the first call.
@@ -53,6 +55,9 @@ class Row:
         predictions_equal: inputs whose largest output is the one it is in float64.
         flips: wrong spikes of the engine, each layer fed with float64's spikes; ``None`` for a peer, whose spikes are not seen.
         flips_float32: the same of PyTorch's float32.
+        membrane_error: the mean error of the engine's membrane potentials just before the threshold, likewise.
+        membrane_error_float32: the same of PyTorch's float32.
+        approximate: its precision promises less than float32 (``"int8"``): that it is not exact is no failure.
         exact: whether it is as right as float32; what is not is shown, but is not the one to beat.
         remark: why it is not exact.
         failure: why there are no numbers: it could not be built, or failed when run.
@@ -74,9 +79,24 @@ class Row:
     predictions_equal: int | None = None
     flips: int | None = None
     flips_float32: int | None = None
+    membrane_error: float | None = None
+    membrane_error_float32: float | None = None
+    approximate: bool = False
     exact: bool = False
     remark: str = ""
     failure: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether it is as right as its precision promises: as float32, or merely numbers where it approximates."""
+        return self.exact or (self.approximate and not self.failure and self.error is not None and not math.isnan(self.error))
+
+    @property
+    def membrane_ratio(self) -> float | None:
+        """The error of its membrane potentials, divided by float32's; ``None`` where either is not known, or float32 has none."""
+        if self.membrane_error is None or not self.membrane_error_float32:
+            return None
+        return self.membrane_error / self.membrane_error_float32
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +146,8 @@ class BenchmarkReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every engine, of whatever pipeline, ran and is as right as float32."""
-        return all(row.exact for row in self.rows if row.kind != "peer")
+        """Whether every engine, of whatever pipeline, ran and is as right as its precision promises."""
+        return all(row.ok for row in self.rows if row.kind != "peer")
 
     @property
     def busy(self) -> bool:
@@ -191,24 +211,27 @@ class BenchmarkReport:
         """What stands below the table."""
         yield (
             f"ratio: time / time of {self.engine.name}, median over rounds. error: largest difference of an output to float64's, "
-            f"and equal predictions, over {self.checked} inputs. flips: wrong spikes, float32's own in brackets."
+            f"and equal predictions, over {self.checked} inputs. flips: wrong spikes, float32's own in brackets. "
+            "membrane: mean error before the threshold / float32's."
         )
         for row in self.rows:
             if not row.exact:
-                yield f"{row.name}: {row.failure or f'not exact: not the one to beat; {row.remark}'}"
+                what = "approximate, as asked" if row.approximate else "not exact: not the one to beat"
+                yield f"{row.name}: {row.failure or f'{what}; {row.remark}'}"
         if (best := self.to_beat) is not None and best.ratio is not None:
             yield f"the fastest exact peer is {best.name}: {best.ratio:.2f} times the engine's time"
         yield from (f"{row.name}: {row.settings}" for row in self.rows if row.settings and row.median_ms is not None)
         found = self.hardware
         yield (
-            f"{found.get('cpu', '')} ({' '.join(found.get('flags', ()))}), {found.get('usable_cores')} usable cores, "
+            f"{found.get('cpu', '')} ({' '.join(found.get('flags', ()))}; integer products: "
+            f"{' '.join(found.get('integer_features', ())) or 'none'}), {found.get('usable_cores')} usable cores, "
             f"others kept {'an unknown number' if self.others is None else f'{self.others:.2f}'} of them busy; {self.date}"
         )
         if self.busy:
             yield "the machine was busy with something else: trust the ratios more than the milliseconds, and neither much"
 
 
-_COLUMNS: Final = ("", "ratio", "best ms", "median ms", "p99 ms", "build s", "error", "equal", "flips")
+_COLUMNS: Final = ("", "ratio", "best ms", "median ms", "p99 ms", "build s", "error", "equal", "flips", "membrane")
 
 
 def _cells(row: Row) -> tuple[str, ...]:
@@ -225,6 +248,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         number(row.error, ".1e"),
         "" if row.predictions_equal is None else str(row.predictions_equal),
         "" if row.flips is None else f"{row.flips} ({row.flips_float32})",
+        number(row.membrane_ratio, ".3g"),
     )
 
 
@@ -240,7 +264,7 @@ def _plain(value: Any) -> Any:
 
 
 def hardware() -> dict[str, Any]:
-    """The CPU's model and instruction sets, cores and memory, and the operating system."""
+    """The CPU's model and instruction sets, those that add products of 8 bits, cores and memory, and the operating system."""
     lines: dict[str, str] = {}
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -256,6 +280,7 @@ def hardware() -> dict[str, Any]:
     return {
         "cpu": cpu,
         "flags": [flag for flag in _FLAGS if flag in known],
+        "integer_features": list(integer_features()),
         "usable_cores": usable_cores(),
         "logical_cpus": os.cpu_count() or 1,
         "memory_gb": round(_memory() / 2**30, 1),

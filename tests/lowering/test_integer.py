@@ -25,6 +25,15 @@ FIRE = "x[T=3, N, {shape}] ->\ns = lif(x, decay=0.5, threshold=1.0{more})\n"
 TWO = "x[T=3, N, 6, 9, 8] ->\ns = lif(x, decay=0.5, threshold=1.0)\nz = lif(x, decay=0.75, threshold=0.5)\n"
 
 
+def exact(graph: SpikingGraph) -> SpikingGraph:
+    """As ``precision="exact"`` does, small layers too."""
+    passes = (
+        IntegerSynapses(smallest=1) if isinstance(p, IntegerSynapses) else p
+        for p in pipelines.default("openvino", "exact").passes
+    )
+    return Pipeline(tuple(passes))(graph).graph
+
+
 def integer(graph: SpikingGraph, digits: int = 3) -> SpikingGraph:
     passes = (Canonicalize(), IntegerSynapses(digits, smallest=1), MarkLevels(), Canonicalize())
     return Pipeline(passes)(graph).graph
@@ -80,7 +89,7 @@ return q.s"""
 
 @pytest.mark.skipif(not INTEGER_KERNELS.intersection(integer_features()), reason="this CPU has no products of 8 bits in 32")
 def test_openvino_computes_in_8_bits_and_fuses_each_layer_of_neurons() -> None:
-    graph = pipelines.default("openvino", "exact")(parse(SEW, batch=1)).graph
+    graph = exact(parse(SEW, batch=1))
     model = openvino.Core().read_model(lower(graph, batch=1).model.SerializeToString())
     compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     found = []
@@ -98,7 +107,7 @@ def test_openvino_computes_in_8_bits_and_fuses_each_layer_of_neurons() -> None:
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_integer_layers_are_equal_to_the_bit_on_any_number_of_threads_and_batch(batch: int) -> None:
-    graph = pipelines.default("openvino", "exact")(parse(SEW, batch=1)).graph
+    graph = exact(parse(SEW, batch=1))
     (x,) = random_inputs(graph, batch=3, seed=1)
     data = lower(graph, batch=batch).model.SerializeToString()
     core = openvino.Core()
