@@ -58,7 +58,7 @@ def optimize(
         UnknownPassError: no pass has that name.
         PassError: a pass failed or refused; the message carries the graph it was given.
     """
-    chosen = _precision(target, precision)
+    chosen = precision_for(target, precision)
     pipeline = pipelines.default(target, chosen) if passes is None else registry.pipeline(passes)
     return pipeline(graph).graph
 
@@ -192,11 +192,15 @@ def check_options(target: str = DEFAULT_TARGET, precision: str | None = None, mo
         TargetError, EngineModeError: as :func:`build`.
     """
     _require_mode(mode)
-    _precision(target, precision)
+    precision_for(target, precision)
 
 
-def _precision(target: str, precision: str | None) -> Precision:
-    """The precision to build for: the one asked for, or the target's default on this machine."""
+def precision_for(target: str, precision: str | None = None) -> Precision:
+    """The precision to optimize for: the one asked for, or the target's default on this machine.
+
+    Raises:
+        TargetError: no such target or precision, or the target does not offer it.
+    """
     backend = backend_class(target)
     if precision is None:
         return backend.default_precision()
@@ -220,7 +224,7 @@ def _precision_of(graph: SpikingGraph, target: str, precision: str | None) -> Pr
         if not digits:
             return "fp32"
         return "exact" if max(digits) >= pipelines.DIGITS["exact"] else "int8"
-    chosen = _precision(target, precision)
+    chosen = precision_for(target, precision)
     if digits and chosen == "fp32":
         raise PrecisionNotAvailableError(
             f"precision 'fp32' was asked for, but the graph holds {len(digits)} integer layers: optimize it with precision='fp32'"

@@ -24,6 +24,9 @@ float32's over all layers (weighted by neuron-steps) and :data:`LAYER_ERROR_RATI
 place of float32 at the layer's mean ``|h64|``, whichever is more: a layer fed with small integers has no error in float32. What
 follows the last neurons answers by the outputs that follow from float64's spikes. NaN anywhere is a failure.
 
+**Approximate precisions** (``int8``) are asked for something else: an engine is right if it predicts on every input what float64
+predicts. Its flips and error are shown.
+
 **The model.** All of that compares the engine with the graph, and says nothing of the graph. Given the model itself, it also runs
 as its user runs it, in float32 and reset before every chunk, and its outputs are compared with the graph's in float32. Most often
 they are the same bits; where they are not, a flip may change what follows, as it may between float32 and float64. So an input is
@@ -696,6 +699,22 @@ class _Comparison:
         )
 
     def _problems(self, report: Report) -> Iterator[str]:
+        if report.approximate:
+            yield from self._prediction_problems(report)
+        else:
+            yield from self._rounding_problems(report)
+        yield from self._capture_problems()
+
+    def _prediction_problems(self, report: Report) -> Iterator[str]:
+        if nan := [name for name, tally in self.tallies.items() if tally.engine.nan]:
+            yield f"the engine computes NaN in {', '.join(nan)}"
+        if changed := report.inputs - report.predictions_agreeing:
+            yield (
+                f"{changed} of {report.inputs} predictions are not float64's: {report.precision} is too coarse for this model; "
+                "use precision='exact'"
+            )
+
+    def _rounding_problems(self, report: Report) -> Iterator[str]:
         for layer in report.layers:
             tally, title = self.tallies[layer.name], f"layer {layer.name!r}"
             if tally.engine.nan or tally.nan:
@@ -722,7 +741,6 @@ class _Comparison:
                 f"(at most {limit:.3g}); most of it in layer {worst.name!r}"
             )
         yield from self._output_problems(report)
-        yield from self._capture_problems()
 
     def _output_problems(self, report: Report) -> Iterator[str]:
         if self.nan_reference or math.isnan(self.run.largest) or math.isnan(self.forced.mean):
@@ -763,8 +781,8 @@ class _Comparison:
             )
         if report.inputs < ENOUGH_INPUTS:
             yield f"the verdict is weak: {report.inputs} inputs, at least {ENOUGH_INPUTS} are needed"
-        if report.precision not in ("fp32", "exact"):
-            yield f"precision {report.precision!r} approximates, and is judged as float32 here"
+        if report.approximate:
+            yield f"precision {report.precision!r} approximates: it is judged by its predictions, not by its flips and error"
         low, high = USUAL_RATES
         if unusual := [layer for layer in report.layers if not low <= layer.rate <= high]:
             yield "layers that hardly fire, or fire nearly always, prove little: " + ", ".join(

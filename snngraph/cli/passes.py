@@ -42,6 +42,7 @@ def passes(
         bool, typer.Option("--all", help=f"With --explain: the rewrites of {', '.join(BOOKKEEPING)} too, one by one.")
     ] = False,
     target: Target = "openvino",
+    precision: Annotated[str | None, typer.Option(help="With --explain: as of convert.")] = None,
 ) -> None:
     """List the passes, those of other packages included, or explain what they do to a model."""
     if explain is None:
@@ -51,7 +52,7 @@ def passes(
             raise typer.BadParameter("--all belongs to --explain MODEL")
         _list(out)
     else:
-        _explain(out, explain, source, example, random, trace, chosen, everything, target)
+        _explain(out, explain, source, example, random, trace, chosen, everything, target, precision)
 
 
 def _list(out: Output) -> None:
@@ -78,12 +79,14 @@ def _explain(
     chosen: list[str] | None,
     everything: bool,
     target: str,
+    precision: str | None,
 ) -> None:
     from snngraph import pipelines
+    from snngraph.api import precision_for
     from snngraph.cli.models import capture
     from snngraph.passes import registry
 
-    pipeline = registry.pipeline(chosen) if chosen else pipelines.default(target)
+    pipeline = registry.pipeline(chosen) if chosen else pipelines.default(target, precision_for(target, precision))
     captured = capture(out, model, source, example, random, trace)
     with out.stage("passes"):
         result = pipeline(captured.graph)

@@ -83,10 +83,10 @@ def _weights(builder: Builder, digits: Value, *, transposed: bool = False) -> li
     """One weight per digit, the largest digit first."""
     if digits.constant is None:
         raise Refusal("digits that the graph computes")
-    zero = torch.zeros((), dtype=torch.int8)
     parts = [d.mT.contiguous() if transposed else d for d in digits.constant.to(torch.int8)]
     names = [builder.initializer(d, f"{digits.title}.{k}") for k, d in enumerate(parts)]
-    return [builder.emit("DequantizeLinear", name, _ONE, zero) for name in names]
+    # Without a zero point, whose default is 0: ONNX Runtime fails where several weights share one.
+    return [builder.emit("DequantizeLinear", name, _ONE) for name in names]
 
 
 def _summed(builder: Builder, parts: Sequence[str], scales: Value, bias: Value | None, aligned: Sequence[int]) -> str:

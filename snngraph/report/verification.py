@@ -95,8 +95,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether the engine is as right as PyTorch's float32."""
+        """Whether the engine is as right as PyTorch's float32; in an approximate precision, whether it predicts as float64."""
         return not self.problems
+
+    @property
+    def approximate(self) -> bool:
+        """Whether the engine's precision is below float32's by intent."""
+        return self.precision not in ("fp32", "exact")
 
     @property
     def predictions_equal(self) -> bool:
@@ -221,7 +226,8 @@ def _rows(report: Report) -> Iterator[tuple[str, ...]]:
 
 
 def _title(report: Report) -> str:
-    verdict = "as right as float32" if report.ok else "NOT right"
+    right = "approximate, with the predictions of float64" if report.approximate else "as right as float32"
+    verdict = right if report.ok else "NOT right"
     return f"{report.name}: {report.target} {report.precision} is {verdict}"
 
 
