@@ -231,10 +231,11 @@ def test_peers_may_be_spelled_in_many_ways(net: Net, x: Tensor, given: str) -> N
 
 
 def test_an_engine_of_another_pipeline_is_a_row_of_its_own() -> None:
-    outcome = attention.run("ma_gesture_tcsa", 2, ["PyTorch"], small=True)
+    outcome = attention.run("tcja_dvs128", 2, ["PyTorch"], small=True)
     rows = {row["name"]: row for row in outcome.document["rows"]}
     peer, engine, variant = rows
-    assert (peer, engine) == ("PyTorch", f"snngraph openvino {backend_class('openvino').default_precision()}")
+    assert peer == "PyTorch"
+    assert engine in ("snngraph openvino exact", "snngraph openvino fp32"), "the default of this machine"
     assert variant.endswith(", attention passes off")
     off = rows[variant]
     assert off["kind"] == "variant"
@@ -304,7 +305,7 @@ def by_precision(x: Tensor) -> BenchmarkReport:
     net = Wide().eval()
     calibrate(net, x, 0.05, 0.4)
     precisions = {"openvino": ["exact", "fp32", "int8"]}
-    return compare(net, x, peers=[], rounds=1, targets=["openvino"], precisions=precisions)
+    return compare(net, x, peers=[], rounds=1, targets=["openvino"], precisions=precisions, check=[x, 1 - x])
 
 
 def test_every_precision_has_a_row(by_precision: BenchmarkReport) -> None:
@@ -335,7 +336,7 @@ def test_an_approximate_engine_is_not_exact_and_is_no_failure(by_precision: Benc
     assert not int8.exact
     assert by_precision.ok
     assert f"{int8.flips} flips, float32 has {int8.flips_float32}" in int8.remark
-    assert f"{int8.predictions_equal} of 8 inputs keep their prediction" in int8.remark
+    assert f"{int8.predictions_equal} of 2 inputs keep their prediction" in int8.remark
     assert "int8: approximate, as asked" in str(by_precision)
     broken = replace(int8, error=float("nan"))
     assert not replace(by_precision, rows=(*by_precision.rows[:2], broken)).ok
