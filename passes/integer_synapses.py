@@ -44,6 +44,8 @@ TAIL: Final = 8.0
 """Largest weight over the root of the mean square from which on a digit more is taken."""
 SMALLEST: Final = 1 << 21
 """Multiplications of a layer in a call from which on digits pay: measured, convolutions and linear layers alike."""
+SHORTEST: Final = 40
+"""Products in a sum, for each digit, from which on digits pay: measured, with convolutions of 1x1 and 3x3."""
 
 
 @dataclass(frozen=True)
@@ -52,13 +54,13 @@ class IntegerSynapses(Pass):
 
     Args:
         digits: 1 to 4: how many digits a weight gets.
-        smallest: multiplications of a layer, over all steps of the example's batch, from which on it is replaced.
+        everywhere: replace layers too small for it to pay, too.
     """
 
     name: ClassVar[str] = "integer_synapses"
     exactness: ClassVar[Exactness] = "approximate"
     digits: int = 3
-    smallest: int = SMALLEST
+    everywhere: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.digits <= MOST_DIGITS:
@@ -91,8 +93,10 @@ class IntegerSynapses(Pass):
             return f"its input has levels up to {known.largest}, at most {MOST_LEVELS} fit"
         if known.largest * LARGEST * layer.fan_in >= 2**31:
             return f"int32 might not hold sums of {layer.fan_in} products"
-        if layer.multiplications < self.smallest:
+        if not self.everywhere and layer.multiplications < SMALLEST:
             return f"it is small ({layer.multiplications} multiplications a call)"
+        if not self.everywhere and layer.fan_in < SHORTEST * self.digits:
+            return f"its sums are short ({layer.fan_in} products): results cost more to write, once per digit, than products"
         return None
 
     def _digits(self, layer: _Layer, known: Levels) -> Digits | str:

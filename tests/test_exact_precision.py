@@ -47,7 +47,7 @@ def small(precision: str) -> tuple[Pass, ...]:
     """The default pipeline, that takes small layers too."""
     digits = pipelines.DIGITS[precision]
     passes = pipelines.default("openvino", precision).passes
-    return tuple(IntegerSynapses(digits, smallest=1) if isinstance(p, IntegerSynapses) else p for p in passes)
+    return tuple(IntegerSynapses(digits, everywhere=True) if isinstance(p, IntegerSynapses) else p for p in passes)
 
 
 def integer_layers(graph: SpikingGraph) -> int:

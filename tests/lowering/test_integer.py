@@ -28,14 +28,14 @@ TWO = "x[T=3, N, 6, 9, 8] ->\ns = lif(x, decay=0.5, threshold=1.0)\nz = lif(x, d
 def exact(graph: SpikingGraph) -> SpikingGraph:
     """As ``precision="exact"`` does, small layers too."""
     passes = (
-        IntegerSynapses(smallest=1) if isinstance(p, IntegerSynapses) else p
+        IntegerSynapses(everywhere=True) if isinstance(p, IntegerSynapses) else p
         for p in pipelines.default("openvino", "exact").passes
     )
     return Pipeline(tuple(passes))(graph).graph
 
 
 def integer(graph: SpikingGraph, digits: int = 3) -> SpikingGraph:
-    passes = (Canonicalize(), IntegerSynapses(digits, smallest=1), MarkLevels(), Canonicalize())
+    passes = (Canonicalize(), IntegerSynapses(digits, everywhere=True), MarkLevels(), Canonicalize())
     return Pipeline(passes)(graph).graph
 
 

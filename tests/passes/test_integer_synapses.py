@@ -20,12 +20,12 @@ z = lif(split_time(y), decay=0.5, threshold=0.2)
 return z.s"""
 
 
-def run(text: str, digits: int = 3, *, smallest: int = 1, weights: dict[str, torch.Tensor] | None = None) -> PassResult:
+def run(text: str, digits: int = 3, *, everywhere: bool = True, weights: dict[str, torch.Tensor] | None = None) -> PassResult:
     graph = parse(text)
     for name, value in (weights or {}).items():
         holder = graph.tensors()[name]
         holder.copy_(value.expand_as(holder))
-    return IntegerSynapses(digits, smallest=smallest)(graph)
+    return IntegerSynapses(digits, everywhere=everywhere)(graph)
 
 
 def layers(graph: SpikingGraph) -> list[int]:
@@ -109,20 +109,24 @@ def test_nan_in_a_weight_is_refused() -> None:
     weight[1, 1, 1, 1] = torch.nan
     graph = parse(CONV)
     graph.tensors()["w"].copy_(weight)
-    result = IntegerSynapses(smallest=1).run(graph)
+    result = IntegerSynapses(everywhere=True).run(graph)
     assert "NaN" in str(result.notes)
     assert not result.changed
 
 
-def test_small_layers_stay() -> None:
-    result = run(CONV, smallest=10**9)
+def test_small_layers_and_short_sums_stay() -> None:
+    result = run(CONV, everywhere=False)
     assert not result.changed
     assert "it is small" in str(result.notes)
+    wide = CONV.replace("8, 8]", "128, 128]").replace("w[4, ", "w[64, ").replace("b[4]", "b[64]")
+    result = run(wide, everywhere=False)
+    assert not result.changed
+    assert "its sums are short (18 products)" in str(result.notes)
 
 
 def test_a_second_run_changes_nothing() -> None:
     once = run(CONV).graph
-    assert not IntegerSynapses(smallest=1)(once).changed
+    assert not IntegerSynapses(everywhere=True)(once).changed
 
 
 # -- marks ---------------------------------------------------------------------------------------------------------------------
@@ -164,7 +168,7 @@ def test_they_print_and_parse() -> None:
 def test_random_weights_and_strides(seed: int, digits: int, stride: int) -> None:
     text = RESIDUAL.replace("c[4])", f"c[4], stride={stride})")
     graph = parse(text, seed=seed)
-    result = MarkLevels()(IntegerSynapses(digits, smallest=1)(graph).graph).graph
+    result = MarkLevels()(IntegerSynapses(digits, everywhere=True)(graph).graph).graph
     assert layers(result) == [digits, digits]
     inputs = [4 * x for x in random_inputs(graph, batch=2, seed=seed)]
     found, wanted = result.to(torch.float64)(*inputs), graph(*inputs)

@@ -176,7 +176,7 @@ def test_layers_behind_averages_and_levels_get_integers() -> None:
         return mean(split_time(z), 0)
         """
     )
-    after = IntegerSynapses(digits=4, smallest=1)(before).graph
+    after = IntegerSynapses(digits=4, everywhere=True)(before).graph
     assert_equivalent(before, after, tolerance=1e-8)
     assert after.format().count("integer_conv(") == 1
     assert "sign(s0.s)" in after.format()
