@@ -34,7 +34,7 @@ from snngraph.runtime.openvino_backend import OpenVINOBackend
 from snngraph.testing import assert_equivalent, assert_graph, parse, random_inputs
 from tests.passes.random_graphs import graphs
 
-EXACT = (IntegerSynapses(smallest=1), MarkLevels())
+EXACT = (IntegerSynapses(everywhere=True), MarkLevels())
 
 
 def _run(before: SpikingGraph, *, inverse: bool = True) -> PassResult:
