@@ -144,17 +144,20 @@ class _Layer:
 
     @classmethod
     def of(cls, graph: SpikingGraph, node: fx.Node) -> _Layer | None:
-        if is_op(node, aten.convolution.default):
-            given = arguments(node)
-            return cls(
-                graph, node, given["input"], graph.constant(given["weight"]), str(given["weight"].target), given["bias"], given
-            )
-        if is_op(node, aten.linear.default):
-            given = arguments(node)
-            return cls(
-                graph, node, given["input"], graph.constant(given["weight"]), str(given["weight"].target), given["bias"], None
-            )
-        return None
+        if not is_op(node, aten.convolution.default, aten.linear.default, aten.mm.default, aten.addmm.default):
+            return None
+        given = arguments(node)
+        if is_op(node, aten.convolution.default, aten.linear.default):
+            x, w, bias = given["input"], given["weight"], given["bias"]
+            conv = given if is_op(node, aten.convolution.default) else None
+            return cls(graph, node, x, graph.constant(w), str(w.target), bias, conv)
+        x, w, bias = (
+            (given["self"], given["mat2"], None) if "mat1" not in given else (given["mat1"], given["mat2"], given["self"])
+        )
+        if bias is not None and (len(shape_of(bias)) != 1 or (given["alpha"], given["beta"]) != (1, 1)):
+            return None
+        weight = graph.constant(w)  # stored as x @ w wants it
+        return cls(graph, node, x, None if weight is None else weight.mT, str(w.target), bias, None)
 
     @property
     def transposed(self) -> bool:

@@ -99,6 +99,16 @@ def test_refusals(returned: str, reason: str) -> None:
     assert any(note.kind == "refused" and reason in note.text for note in result.notes), result.notes
 
 
+@pytest.mark.parametrize("product", ["mm(flatten_time(s.s), w[8, 4])", "addmm(b[4], flatten_time(s.s), w[8, 4])"])
+def test_a_product_with_a_matrix_is_a_linear_layer(product: str) -> None:
+    text = f"x[T=3, N, 8] ->\ns = lif(x, decay=0.5, threshold=1.0)\nreturn {product}"
+    result = run(text)
+    assert layers(result.graph) == [3]
+    assert_same(parse(text), result.graph, 1e-6)
+    scaled = text.replace("w[8, 4])", "w[8, 4], beta=2)")
+    assert ("addmm" not in product) or not run(scaled).changed
+
+
 def test_a_weight_the_graph_computes_is_refused() -> None:
     text = "x[T=3, N, 8] ->\ns = lif(x, threshold=1.0)\nreturn linear(flatten_time(s.s), w[4, 8] * w[4, 8])"
     assert "its weight is no constant" in str(run(text).notes)
