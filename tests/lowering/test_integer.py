@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -121,3 +125,36 @@ def test_integer_layers_are_equal_to_the_bit_on_any_number_of_threads_and_batch(
     assert whole.any()
     assert all(np.array_equal(r, whole) for r in results)
     assert np.array_equal(run(lower(graph, batch=3), [x], "onnxruntime")[0], whole)
+
+
+IN_A_PROCESS = """
+import sys
+import numpy as np
+import openvino
+core = openvino.Core()
+compiled = core.compile_model(core.read_model(sys.argv[1]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+np.save(sys.argv[3], compiled([np.load(sys.argv[2])])[0])
+kinds = {node.get_rt_info()["primitiveType"].astype(str) for node in compiled.get_runtime_model().get_ordered_ops()}
+print(*sorted(kind for kind in kinds if "conv" in kind or kind.endswith("_I8")))
+"""
+
+
+@pytest.mark.skipif(not INTEGER_KERNELS.intersection(integer_features()), reason="this CPU has no products of 8 bits in 32")
+def test_integer_layers_are_equal_to_the_bit_with_other_instructions(tmp_path: Path) -> None:
+    """With AMX or VNNI as this CPU has them, and without either."""
+    graph = exact(parse(SEW, batch=1))
+    (x,) = random_inputs(graph, batch=1, seed=1)
+    (tmp_path / "net.onnx").write_bytes(lower(graph, batch=1).model.SerializeToString())
+    np.save(tmp_path / "x.npy", x.float().numpy())
+    results, kinds = [], []
+    for isa in ("DEFAULT", "AVX2"):
+        files = [str(tmp_path / name) for name in ("net.onnx", "x.npy", f"{isa}.npy")]
+        environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": isa}
+        done = subprocess.run(
+            [sys.executable, "-c", IN_A_PROCESS, *files], env=environment, capture_output=True, text=True, check=True
+        )
+        results.append(np.load(files[2]))
+        kinds.append(done.stdout)
+    assert kinds[0] != kinds[1], "the second process has other kernels"
+    assert results[0].any()
+    assert np.array_equal(*results)
