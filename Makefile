@@ -4,8 +4,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
-# A worker per core; the tests of a file stay together, because they share what takes long to make
-PYTEST_FLAGS ?= -q -n auto --dist loadfile
+# A worker per core; the tests of a file stay together, because they share what takes long to make, and files that take long run
+# first (tests/conftest.py), which those with many tests would otherwise do
+PYTEST_FLAGS ?= -q -n auto --dist loadfile --no-loadscope-reorder
 BENCH_FLAGS ?=
 # A package index to take torch from besides the configured one, for example https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=

@@ -27,7 +27,7 @@ from tests.passes.random_graphs import graphs
 
 aten = torch.ops.aten
 S = "s = flatten_time(lif(x).s)"
-relaxed = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+relaxed = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def _graph(expression: str, *statements: str) -> SpikingGraph:
@@ -240,7 +240,7 @@ def test_levels_hold(graph: SpikingGraph) -> None:
         assert_levels(graph, random_inputs(graph, seed=seed))
 
 
-@settings(relaxed, max_examples=20)
+@settings(relaxed, max_examples=10)
 @given(graph=graphs())
 def test_levels_hold_in_random_networks(graph: SpikingGraph) -> None:
     assert_levels(graph, random_inputs(graph))

@@ -301,7 +301,7 @@ def test_spikes_that_are_read_without_their_mark_keep_it_outside() -> None:
 # -- any graph -------------------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(graphs())
 def test_any_graph(before: SpikingGraph) -> None:
     for graph in (Canonicalize()(before).graph, pipelines.default()(before).graph):
@@ -314,7 +314,7 @@ def test_any_graph(before: SpikingGraph) -> None:
     assert _onnx(exact) == _onnx(fused)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(graphs())
 def test_the_text_of_a_fused_graph_reads_back(before: SpikingGraph) -> None:
     graph = FuseModules()(pipelines.default()(before).graph).graph

@@ -190,7 +190,7 @@ def test_a_long_sum_is_no_deep_recursion() -> None:
     assert float(result(*random_inputs(result))[0].max()) == 3001.0
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(graph=level_graphs())
 def test_counterparts_hold_the_integers(graph: SpikingGraph) -> None:
     _assert_integers(graph)
