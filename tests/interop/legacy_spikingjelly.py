@@ -56,8 +56,22 @@ def nodes(neuron: Any, prefix: str = "", **options: Any) -> dict[str, Callable[[
     return found
 
 
+class Single(nn.Module):
+    """``[..., 8]`` to ``[..., 12]`` through one layer of neurons that fire: all that one kind of them needs to show itself."""
+
+    def __init__(self, node: Callable[[], nn.Module]) -> None:
+        super().__init__()
+        self.fc, self.n = nn.Linear(8, 12), node()
+        with torch.no_grad():
+            self.fc.weight.mul_(4.0)
+            self.fc.bias.add_(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.n(self.fc(x))  # type: ignore[no-any-return]
+
+
 def check_neurons(neuron: Any, forget: Any, found: dict[str, Callable[[], nn.Module]], how: str) -> None:
-    net: nn.Module = Parallel({name: Dense(node) for name, node in found.items()}).eval()
+    net: nn.Module = Parallel({name: Single(node) for name, node in found.items()}).eval()
     x, prefix = torch.randn(T, N, 8), ""
     if how == "steps":
         graph = snngraph.trace(net, x, time_steps=T)
@@ -66,7 +80,7 @@ def check_neurons(neuron: Any, forget: Any, found: dict[str, Callable[[], nn.Mod
         if how == "loop":
             net, prefix = Loop(net, forget).eval(), "inner."
         graph = snngraph.trace(net, x)
-    layers = [f"{prefix}nets.{name}.{n}" for name in found for n in ("n1", "n2")]
+    layers = [f"{prefix}nets.{name}.n" for name in found]
     assert_same_net(graph, net, x, forget, neurons=layers)
     assert {node.target for node in graph.nodes if "snn" in str(node.target)} == {torch.ops.snn.lif.default}
     assert graph.free_batch
