@@ -105,6 +105,27 @@ def test_a_graph_is_built_in_the_precision_it_was_optimized_for(graph: SpikingGr
         assert engine.precision == "fp32"
 
 
+@pytest.mark.parametrize(("given", "asked"), [("exact", "int8"), ("int8", "exact")])
+def test_a_graph_is_not_built_under_another_name(graph: SpikingGraph, given: str, asked: str) -> None:
+    optimized = snngraph.optimize(graph, passes=small(given))
+    with pytest.raises(PrecisionNotAvailableError, match=f"5 integer layers of precision '{given}'.*precision='{asked}'"):
+        snngraph.build(optimized, precision=asked)
+
+
+def test_quantized_weights_need_one_digit_and_stay_exact() -> None:
+    """The verdict on them is that of ``exact``, not the weaker one of ``int8``."""
+    net = Net().eval()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.weight.copy_((module.weight / module.weight.abs().max() * 127).round() / 1024)
+    graph = snngraph.trace(net, torch.rand(T, N, 2, 8, 8))
+    with snngraph.build(snngraph.optimize(graph, passes=small("exact"))) as engine:
+        assert engine.precision == "exact"
+    with snngraph.build(snngraph.optimize(graph, passes=small("int8"))) as engine:
+        assert engine.precision == "int8"
+
+
 @pytest.mark.parametrize(("features", "precision"), [((), "fp32"), (("avx512_vnni",), "exact"), (("avx_vnni",), "exact")])
 def test_the_default_is_what_the_cpu_is_fastest_at(
     monkeypatch: pytest.MonkeyPatch, features: tuple[str, ...], precision: str
