@@ -86,9 +86,11 @@ def test_several_engines_are_verified_as_each_alone(graph: SpikingGraph, inputs:
         together = verify_engines(graph, [exact, fp32], few)
         assert together == [snngraph.verify(graph, engine, few) for engine in (exact, fp32)]
         assert together[0].precision == "exact"
-    with snngraph.build(snngraph.optimize(graph, precision="fp32"), threads=1, batch_size=1) as other:
-        with pytest.raises(VerificationError, match="the engines take different inputs"):
-            verify_engines(graph, [fp32, other], few)
+    with (
+        snngraph.build(snngraph.optimize(graph, precision="fp32"), threads=1, batch_size=1) as other,
+        pytest.raises(VerificationError, match="the engines take different inputs"),
+    ):
+        verify_engines(graph, [fp32, other], few)
 
 
 def test_int8_is_judged_by_its_predictions(graph: SpikingGraph, inputs: torch.Tensor) -> None:
