@@ -11,12 +11,13 @@ from torch import nn
 
 import snngraph
 from snngraph import neurons, pipelines
-from snngraph.errors import PrecisionNotAvailableError
+from snngraph.errors import PrecisionNotAvailableError, VerificationError
 from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, SpikingGraph, is_op
 from snngraph.models.layers import StepWise
 from snngraph.passes.base import Pass
 from snngraph.passes.integer_synapses import IntegerSynapses
 from snngraph.runtime import cpu, openvino_backend
+from snngraph.verification import verify_engines
 
 T, N = 4, 2
 TARGETS = ("openvino", "onnxruntime")
@@ -74,6 +75,22 @@ def test_exact_is_as_right_as_float32(graph: SpikingGraph, inputs: torch.Tensor,
     assert report.ok, report
     assert all(layer.rate > 0.01 for layer in report.layers)
     assert report.predictions_equal
+
+
+def test_several_engines_are_verified_as_each_alone(graph: SpikingGraph, inputs: torch.Tensor) -> None:
+    few = inputs[:, :3]
+    with (
+        snngraph.build(snngraph.optimize(graph, passes=small("exact")), threads=1) as exact,
+        snngraph.build(snngraph.optimize(graph, precision="fp32"), threads=1) as fp32,
+    ):
+        together = verify_engines(graph, [exact, fp32], few)
+        assert together == [snngraph.verify(graph, engine, few) for engine in (exact, fp32)]
+        assert together[0].precision == "exact"
+    with (
+        snngraph.build(snngraph.optimize(graph, precision="fp32"), threads=1, batch_size=1) as other,
+        pytest.raises(VerificationError, match="the engines take different inputs"),
+    ):
+        verify_engines(graph, [fp32, other], few)
 
 
 def test_int8_is_judged_by_its_predictions(graph: SpikingGraph, inputs: torch.Tensor) -> None:

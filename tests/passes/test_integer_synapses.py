@@ -130,6 +130,14 @@ def test_a_weight_the_graph_computes_is_refused() -> None:
     assert "its weight is no constant" in str(run(text).notes)
 
 
+def test_sums_that_int32_might_not_hold_are_refused() -> None:
+    text = "x[T=1, N, {0}] ->\ns = lif(x, threshold=1.0)\nreturn linear(flatten_time(s.s * 0.5 + s.s * 63.0), w[1, {0}])"
+    assert run(text.format(130_000)).changed
+    result = run(text.format(135_000))
+    assert not result.changed
+    assert "int32 might not hold sums of 135000 products" in str(result.notes)
+
+
 def test_nan_in_a_weight_is_refused() -> None:
     weight = torch.ones(4, 2, 3, 3)
     weight[1, 1, 1, 1] = torch.nan
