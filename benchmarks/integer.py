@@ -68,13 +68,13 @@ class Case:
     Args:
         net: its name.
         rounds: how often each engine and peer is timed.
-        precisions: of the engines; the first is the one that all are measured against. Each takes minutes to verify.
+        precisions: of the engines; the first is the one that all are measured against.
         bars: of their times.
     """
 
     net: str
     rounds: int
-    precisions: tuple[str, ...] = ("exact",)
+    precisions: tuple[str, ...] = ("exact", "fp32")
     bars: tuple[Bar, ...] = (Bar("exact", None, 1.5),)
 
 

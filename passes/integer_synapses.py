@@ -5,10 +5,12 @@ per output channel, ``sum_j scale_j * D_j`` (:mod:`snngraph.integer`). The sums 
 same on every machine, on any number of threads, at any batch size. What the digits leave of a weight is at most 6e-8 of the
 channel's largest after three, 2.4e-10 after four: about the error of float32, and a hundredth of it.
 
-That residual is fixed per channel, while float32's error shrinks with the weight. So a layer whose largest weights stand far
-above the others (:data:`TAIL` times the root of their mean square) gets a digit more, and one where even four are too few stays
-in floating point. A layer whose weights need fewer digits (they were quantized before) gets no more than it needs, which changes
-nothing.
+That residual is fixed per channel, while float32's error shrinks with the weights: of a sum with ``m`` terms of magnitude ``w``
+it is about ``2.4e-8 w sqrt(m + m^2 / 2)``, and that of three digits ``3.5e-8 max|W| sqrt(m)``. So a layer whose largest weights
+stand far above the ordinary ones (all but the largest eighth of a channel, zeros left out) gets a digit more if by these three
+are more than :data:`MOST_ERROR` times as far off as float32, unless it is by about the last bit of the sum (:data:`NO_TAIL`);
+it stays in floating point if even four are. A layer whose weights need fewer digits (they were quantized before) gets no more
+than it needs, which changes nothing.
 
 Average pooling on the way to a layer becomes a sum, its divisor part of the weights. What the layers read is marked by
 :mod:`snngraph.passes.mark_levels`.
@@ -30,7 +32,7 @@ from torch import Tensor, fx
 
 from snngraph.analysis.levels import Levels, infer_spike_levels, why_real
 from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, SpikingGraph, arguments, is_op, origin_of, shape_of
-from snngraph.integer import LARGEST, MOST_LEVELS, Digits, split_weight
+from snngraph.integer import BASE, LARGEST, MOST_LEVELS, Digits, split_weight
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.passes.integers import Integers
 from snngraph.types import Exactness
@@ -40,12 +42,19 @@ __all__ = ["IntegerSynapses"]
 aten = torch.ops.aten
 
 MOST_DIGITS: Final = 4
-TAIL: Final = 8.0
-"""Largest weight over the root of the mean square from which on a digit more is taken."""
+MOST_ERROR: Final = 1.7
+"""Error of digits over float32's, as estimated, from which on a digit more is taken; measured it is three quarters of that."""
+NO_TAIL: Final = 4.5
+"""Largest weight over the ordinary ones up to which three digits are as good as the last bit: measured on normal weights."""
+RATE: Final = 0.1
+"""Share of inputs that are taken to spike where errors are estimated."""
 SMALLEST: Final = 1 << 21
 """Multiplications of a layer in a call from which on digits pay: measured, convolutions and linear layers alike."""
 SHORTEST: Final = 40
 """Products in a sum, for each digit, from which on digits pay: measured, with convolutions of 1x1 and 3x3."""
+
+_OF_THREE: Final = (3**-0.5 / (2 * LARGEST * BASE**2)) / (0.41 * 2.0**-24)
+"""Rounding of a channel's largest weight to three digits over that of a sum to float32, in root mean squares."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +104,6 @@ class IntegerSynapses(Pass):
             return f"int32 might not hold sums of {layer.fan_in} products"
         if not self.everywhere and layer.multiplications < SMALLEST:
             return f"it is small ({layer.multiplications} multiplications a call)"
-        if not self.everywhere and layer.fan_in < SHORTEST * self.digits:
-            return f"its sums are short ({layer.fan_in} products): results cost more to write, once per digit, than products"
         return None
 
     def _digits(self, layer: _Layer, known: Levels) -> Digits | str:
@@ -106,13 +113,16 @@ class IntegerSynapses(Pass):
         if not bool(weight.isfinite().all()):
             return "its weight holds NaN or infinity"
         if count >= 3:  # asked to be as exact as float32
-            count += _more_digits(weight)
+            count = max(count, _digits_needed(weight))
             if count > MOST_DIGITS:
                 return "its largest weights are so far above the others that four digits would lose those"
         try:
-            return split_weight(weight, count)
+            digits = split_weight(weight, count)
         except ValueError as error:
             return str(error)
+        if not self.everywhere and layer.fan_in < SHORTEST * digits.digits.shape[0]:
+            return f"its sums are short ({layer.fan_in} products): results cost more to write, once per digit, than products"
+        return digits
 
 
 def _replace(edit: Rewriter, layer: _Layer, x: fx.Node, known: Levels, digits: Digits) -> None:
@@ -175,13 +185,17 @@ class _Layer:
         return int(math.prod(shape_of(self.node)) * size) * self.fan_in
 
 
-def _more_digits(weight: Tensor) -> int:
-    """How many digits more make up for weights that stand far above the others: 0, 1, or 2 where even one is too few."""
-    flat = weight.flatten(1)
-    largest, square = flat.abs().amax(1), flat.square().mean(1)
-    used = largest > 0
-    if not bool(used.any()):
-        return 0
-    tails = largest[used] / square[used].sqrt()
-    tail = float(tails.square().mean().sqrt())
-    return 0 if tail <= TAIL else 1 if tail <= TAIL * 2 * LARGEST else 2
+def _digits_needed(weight: Tensor) -> int:
+    """The digits that are about as near as float32 is: 3, 4, or 5 where even four are too few."""
+    sizes = weight.flatten(1).abs().sort(1, descending=True)[0]
+    count = (sizes > 0).sum(1, keepdim=True)
+    sizes, count = sizes[count[:, 0] > 0], count[count[:, 0] > 0]
+    if not len(sizes):
+        return 3
+    at = torch.arange(sizes.shape[1], device=sizes.device)
+    ordinary = (at >= ((count + 7) // 8).clamp(max=count - 1)) & (at < count)
+    relative = sizes / sizes[:, :1]  # a square of the weights themselves might not be held
+    typical = ((relative.square() * ordinary).sum(1) / ordinary.sum(1)).sqrt()
+    allowed = (MOST_ERROR / _OF_THREE * (1 + RATE * count[:, 0] / 2).sqrt()).clamp(min=NO_TAIL)
+    excess = float((typical.clamp(min=1e-60) * allowed).reciprocal().square().mean().sqrt())
+    return 3 if excess <= 1 else 4 if excess <= BASE else 5

@@ -1,8 +1,9 @@
 """Marks the integers that integer layers read where they arise, so that an engine holds them in 8 bits from there on.
 
 ``snn::levels(x, low, high)`` is ``x``. It is put behind a neuron, an addition, a sum: behind every operator that computes
-integers, on the way to an integer layer. What only moves them (a view, a concatenation, max pooling) hands 8 bits on as it gets
-them. Readers off the way to an integer layer keep reading the tensor itself.
+integers, on the way to an integer layer. What only moves them (a view, a transposition, a split, a concatenation, max pooling)
+hands 8 bits on as it gets them: marked once more behind a transposition, OpenVINO would compute the layer in float32. Readers
+off the way to an integer layer keep reading the tensor itself.
 
 Exactness: bitwise.
 """
@@ -17,8 +18,8 @@ from typing import ClassVar
 import torch
 from torch import fx
 
-from snngraph.analysis.levels import Levels, infer_spike_levels
-from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, LEVELS, VIEWS, SpikingGraph, is_neuron, is_op, operand, origin_of
+from snngraph.analysis.levels import SPLITS, Levels, infer_spike_levels
+from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, LEVELS, VIEWS, SpikingGraph, is_op, operand, origin_of
 from snngraph.integer import MOST_LEVELS
 from snngraph.passes.base import Pass, PassResult, Rewriter
 from snngraph.types import Exactness
@@ -30,6 +31,10 @@ _LAYERS = (INTEGER_CONV, INTEGER_LINEAR)
 _MOVES = frozenset(
     (
         *VIEWS,
+        *SPLITS,
+        aten.permute.default,
+        aten.transpose.int,
+        aten.t.default,
         aten.cat.default,
         aten.max_pool2d_with_indices.default,
         aten.max_pool3d_with_indices.default,
@@ -81,7 +86,7 @@ def _computes(node: fx.Node) -> bool:
     if node.op != "call_function" or is_op(node, *_LAYERS, LEVELS) or node.target in _MOVES:
         return False
     if is_op(node, operator.getitem):
-        return is_neuron(operand(node))
+        return operand(node).target not in _MOVES
     return bool(node.meta["val"].is_floating_point())
 
 

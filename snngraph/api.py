@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import os
 import platform
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
+from torch import fx
 
 import snngraph
 from snngraph import pipelines
@@ -21,6 +22,7 @@ from snngraph.lowering.taps import add_outputs
 from snngraph.passes import registry
 from snngraph.passes.base import Pass
 from snngraph.passes.expand_fused import expanded
+from snngraph.passes.integer_synapses import IntegerSynapses
 from snngraph.runtime import artifact
 from snngraph.runtime.backend import BackendOptions
 from snngraph.runtime.backends import backend_class
@@ -218,20 +220,27 @@ def _precision_of(graph: SpikingGraph, target: str, precision: str | None) -> Pr
     """The precision of a graph that is lowered as it is: what it holds decides, unless another is asked for.
 
     Raises:
-        PrecisionNotAvailableError: ``fp32`` of a graph that holds integer layers.
+        PrecisionNotAvailableError: the graph holds integer layers of another precision.
     """
-    nodes = list(expanded(graph).nodes)
-    digits = [shape_of(operand(node, 1))[0] for node in nodes if is_op(node, INTEGER_CONV, INTEGER_LINEAR)]
+    layers = [node for node in expanded(graph).nodes if is_op(node, INTEGER_CONV, INTEGER_LINEAR)]
+    made: Precision | None = _integer_precision(graph, layers) if layers else None
     if precision is None:
-        if not digits:
-            return "fp32"
-        return "exact" if max(digits) >= pipelines.DIGITS["exact"] else "int8"
+        return made or "fp32"
     chosen = precision_for(target, precision)
-    if digits and chosen == "fp32":
+    if made is not None and chosen != made:
         raise PrecisionNotAvailableError(
-            f"precision 'fp32' was asked for, but the graph holds {len(digits)} integer layers: optimize it with precision='fp32'"
+            f"precision {chosen!r} was asked for, but the graph holds {len(layers)} integer layers of precision {made!r}: "
+            f"optimize it with precision={chosen!r}"
         )
     return chosen
+
+
+def _integer_precision(graph: SpikingGraph, layers: Sequence[fx.Node]) -> Precision:
+    """By the digits that were asked for, of which weights that need fewer have fewer; by those there are if nobody knows."""
+    passes = registry.pipeline(entry for entry in graph.history if entry.partition("(")[0] == IntegerSynapses.name).passes
+    asked = [p.digits for p in passes if isinstance(p, IntegerSynapses)]
+    digits = min(asked) if asked else max(shape_of(operand(node, 1))[0] for node in layers)
+    return "exact" if digits >= pipelines.DIGITS["exact"] else "int8"
 
 
 def _require_mode(mode: str) -> None:

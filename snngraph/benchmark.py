@@ -51,6 +51,7 @@ from snngraph.runtime.backends import backend_class
 from snngraph.runtime.engine import Engine
 from snngraph.threads import torch_threads
 from snngraph.types import Precision
+from snngraph.verification import verify_engines
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -139,7 +140,7 @@ def compare(
         raise BenchmarkError("check: expected at least one input, all of the example's shape")
     wanted = _wanted(targets, precisions) if engine is None else [(engine.target, engine.precision)]
     variants = {} if variants is None else variants
-    tell = _Tell(progress, total=1 + 2 * (len(names) + len(wanted) + len(variants)) + 1)
+    tell = _Tell(progress, total=2 + 2 * (len(names) + len(wanted) + len(variants)) + 1)
     date, load = datetime.now(UTC).isoformat(timespec="seconds"), _load()
     with torch_threads(threads), state.fresh_state(model), quiet(), contextlib.ExitStack() as stack:
         tell("trace the model; outputs in float64")
@@ -166,6 +167,8 @@ def compare(
         for entry in entries:
             tell(f"check {entry.row.name}")
             _check(entry, judge, checked)
+        tell("verify the spikes of the engines")
+        _verify(entries, judge, checked)
         running = [entry for entry in entries if entry.contender is not None]
         if all(entry.row.kind != "engine" for entry in running):
             raise BenchmarkError("no engine runs: " + "; ".join(e.row.failure for e in entries if e.row.kind == "engine"))
@@ -416,7 +419,7 @@ class _Judge:
 
 
 def _check(entry: _Entry, judge: _Judge, checked: Sequence[Inputs]) -> None:
-    """Fills in errors and, of an engine, flips."""
+    """Fills in the errors of its outputs."""
     if (contender := entry.contender) is None:
         return
     try:
@@ -438,23 +441,27 @@ def _check(entry: _Entry, judge: _Judge, checked: Sequence[Inputs]) -> None:
         exact=not remark,
         remark=remark,
     )
-    if entry.engine is None:
-        return
-    report = api.verify(judge.graph, entry.engine, [tuple(x.numpy() for x in each) for each in checked])
-    judge.firing_rates = {layer.name: layer.rate for layer in report.layers}
-    problems = report.problems
-    if entry.row.approximate:  # what it is judged by elsewhere; nearly every layer would have a problem of its own
-        kept = f"{error.predictions_equal} of {len(checked)} inputs keep their prediction"
-        problems = (f"{report.flips_engine} flips, float32 has {report.flips_float32}", kept)
-    entry.row = replace(
-        entry.row,
-        flips=report.flips_engine,
-        flips_float32=report.flips_float32,
-        membrane_error=report.error_engine,
-        membrane_error_float32=report.error_float32,
-        exact=report.ok and entry.row.exact and not entry.row.approximate,
-        remark="; ".join([*([remark] if remark else []), *problems]),
-    )
+
+
+def _verify(entries: Sequence[_Entry], judge: _Judge, checked: Sequence[Inputs]) -> None:
+    """Fills in the flips of the engines, all of them in one go."""
+    judged = [(entry, entry.engine) for entry in entries if entry.engine is not None and entry.contender is not None]
+    inputs = [tuple(x.numpy() for x in each) for each in checked]
+    for (entry, _), report in zip(judged, verify_engines(judge.graph, [engine for _, engine in judged], inputs), strict=True):
+        judge.firing_rates = {layer.name: layer.rate for layer in report.layers}
+        problems = report.problems
+        if entry.row.approximate:  # what it is judged by elsewhere; nearly every layer would have a problem of its own
+            kept = f"{entry.row.predictions_equal} of {len(checked)} inputs keep their prediction"
+            problems = (f"{report.flips_engine} flips, float32 has {report.flips_float32}", kept)
+        entry.row = replace(
+            entry.row,
+            flips=report.flips_engine,
+            flips_float32=report.flips_float32,
+            membrane_error=report.error_engine,
+            membrane_error_float32=report.error_float32,
+            exact=report.ok and entry.row.exact and not entry.row.approximate,
+            remark="; ".join([*([entry.row.remark] if entry.row.remark else []), *problems]),
+        )
 
 
 # -- timing --------------------------------------------------------------------------------------------------------------------

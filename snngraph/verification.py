@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[Any]
 
-__all__ = ["LayerReport", "Report", "verify_engine"]
+__all__ = ["LayerReport", "Report", "verify_engine", "verify_engines"]
 
 aten = torch.ops.aten
 
@@ -107,9 +107,28 @@ def verify_engine(
         VerificationError: model and engine do not belong together (other layers, other inputs), or there are no inputs.
         InputError: an input does not fit.
     """
-    if engine.mode != "sequence":
-        raise VerificationError(f"the engine was built with mode={engine.mode!r}: verify it in mode='sequence'")
-    batches = _Batches(inputs, engine.inputs)
+    (report,) = verify_engines(model_or_graph, [engine], inputs, progress=progress)
+    return report
+
+
+def verify_engines(
+    model_or_graph: torch.nn.Module | SpikingGraph,
+    engines: Sequence[Engine],
+    inputs: Any,
+    *,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> list[Report]:
+    """:func:`verify_engine` of several engines of one model, for one batch size: what PyTorch runs, runs once for all of them.
+
+    Raises:
+        VerificationError: as :func:`verify_engine`; or the engines take inputs of different shapes.
+    """
+    for engine in engines:
+        if engine.mode != "sequence":
+            raise VerificationError(f"the engine was built with mode={engine.mode!r}: verify it in mode='sequence'")
+        if engine.inputs != engines[0].inputs:
+            raise VerificationError(f"the engines take different inputs: {_specs(engines[0].inputs)} and {_specs(engine.inputs)}")
+    batches = _Batches(inputs, engines[0].inputs)
     chunks = iter(batches)
     try:
         first = next(chunks)
@@ -117,15 +136,20 @@ def verify_engine(
         raise VerificationError("there are no inputs to verify on") from None
     model = None if isinstance(model_or_graph, SpikingGraph) else model_or_graph
     graph = expanded(model_or_graph) if isinstance(model_or_graph, SpikingGraph) else _trace(model_or_graph, first)
-    _check_belong(graph, engine)
-    with _Comparison(graph, engine, model) as comparison, _float32_as_yardstick(engine):
+    for engine in engines:
+        _check_belong(graph, engine)
+    runs = _Runs(graph, keep=len(engines) > 1)
+    with contextlib.ExitStack() as stack, _float32_as_yardstick(engines[0]):
+        comparisons = [stack.enter_context(_Comparison(runs, engine, model)) for engine in engines]
         chunk: _Chunk | None = first
         while chunk is not None:
-            comparison.add(chunk)
+            for comparison in comparisons:
+                comparison.add(chunk)
+            runs.forget()
             if progress is not None:
-                progress(comparison.inputs, batches.total)
+                progress(comparisons[0].inputs, batches.total)
             chunk = next(chunks, None)
-        return comparison.report()
+        return [comparison.report() for comparison in comparisons]
 
 
 def _trace(model: torch.nn.Module, chunk: _Chunk) -> SpikingGraph:
@@ -366,6 +390,39 @@ def _as_convolution(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Te
     return y[:count].reshape(*x.shape[:-1], weight.shape[0])
 
 
+class _Runs:
+    """What PyTorch makes of a chunk: in float64, and in float32, teacher-forced in both layouts and free.
+
+    Args:
+        graph: the graph.
+        keep: each run is kept until :meth:`forget`, for the engines that follow.
+    """
+
+    def __init__(self, graph: SpikingGraph, *, keep: bool) -> None:
+        self.exact, self.float32 = graph.to(torch.float64), graph.to(torch.float32)
+        self._keep = keep
+        self._kept: dict[str, tuple[list[Tensor], dict[str, _Trace]]] = {}
+
+    def forget(self) -> None:
+        """Before the next chunk."""
+        self._kept.clear()
+
+    def __call__(
+        self, kind: str, arrays: Sequence[Array], forced: dict[str, Tensor] | None = None
+    ) -> tuple[list[Tensor], dict[str, _Trace]]:
+        """Outputs, and layers by name; ``kind`` is ``float64``, ``float32``, ``channels last`` or ``free``."""
+        if kind in self._kept:
+            return self._kept[kind]
+        recorder = (_ChannelsLast if kind == "channels last" else _Recorder)(
+            self.exact if kind == "float64" else self.float32, forced
+        )
+        outputs = recorder(arrays)
+        found = outputs, {name: recorder.pop(name) for name in list(recorder.steps)}
+        if self._keep:
+            self._kept[kind] = found
+        return found
+
+
 class _TappedEngine:
     """An engine's model, tapped or cut, compiled as the engine is."""
 
@@ -497,11 +554,11 @@ class _Outputs:
 class _Comparison:
     """Engine, float32 and float64 side by side, chunk by chunk; nothing of a chunk is kept but sums."""
 
-    def __init__(self, graph: SpikingGraph, engine: Engine, model: torch.nn.Module | None = None) -> None:
-        self.engine, self.model = engine, model
-        self.exact, self.float32 = graph.to(torch.float64), graph.to(torch.float32)
+    def __init__(self, runs: _Runs, engine: Engine, model: torch.nn.Module | None = None) -> None:
+        self.runs, self.engine, self.model = runs, engine, model
+        self.exact = runs.exact
         by_name = {layer.name: layer for layer in engine.layers}
-        self.layers = [by_name[info.name] for info in graph.neurons]
+        self.layers = [by_name[info.name] for info in self.exact.neurons]
         self.tallies = {layer.name: _Tally() for layer in self.layers}
         self.inputs = 0
         self.predictions_agreeing = 0
@@ -533,13 +590,11 @@ class _Comparison:
     def add(self, chunk: _Chunk) -> None:
         arrays, n = chunk.arrays, chunk.count
         results = self.engine.run(*arrays)  # checks the inputs, so it comes first
-        recorder = _Recorder(self.exact)
-        outputs = recorder(arrays)
+        outputs, whole = self.runs("float64", arrays)
         if not self.rows:
             self.rows = self._find_rows(arrays, outputs)
         run = self._kept(results if isinstance(results, tuple) else (results,), n)
         reference = self._kept(outputs, n)
-        whole = {layer.name: recorder.pop(layer.name) for layer in self.layers}
         spikes = {name: trace.s for name, trace in whole.items()}
         exact = {name: _first(trace, n) for name, trace in whole.items()}
         for name, trace in exact.items():
@@ -602,20 +657,17 @@ class _Comparison:
     def _float32(
         self, arrays: Sequence[Array], n: int, spikes: dict[str, Tensor], exact: dict[str, _Trace], reference: Sequence[Tensor]
     ) -> None:
-        runs = (
-            (_Recorder(self.float32, spikes), self.forced_float32),
-            (_ChannelsLast(self.float32, spikes), self.forced_channels_last),
-        )
-        for k, (recorder, outputs) in enumerate(runs):
-            outputs.add(self._kept(recorder(arrays), n), reference, self._dims)
+        for kind, outputs in (("float32", self.forced_float32), ("channels last", self.forced_channels_last)):
+            found, traces = self.runs(kind, arrays, spikes)
+            outputs.add(self._kept(found, n), reference, self._dims)
             for name, tally in self.tallies.items():
-                (tally.channels_last if k else tally.float32).add(_first(recorder.pop(name), n), exact[name])
-        free = _Recorder(self.float32)
-        outputs_float32 = free(arrays)
+                (tally.float32 if kind == "float32" else tally.channels_last).add(_first(traces[name], n), exact[name])
+            del traces
+        outputs_float32, traces = self.runs("free", arrays)
         self.free_float32.add(self._kept(outputs_float32, n), reference, self._dims)
         self._compare_model(arrays, n, outputs_float32)
         for name, tally in self.tallies.items():
-            tally.free_flips_float32 += int(_flipped(_first(free.pop(name), n).s, exact[name].s).sum())
+            tally.free_flips_float32 += int(_flipped(_first(traces[name], n).s, exact[name].s).sum())
 
     def _forced_engine(
         self, arrays: Sequence[Array], n: int, spikes: dict[str, Tensor], exact: dict[str, _Trace], reference: Sequence[Tensor]

@@ -11,12 +11,13 @@ from torch import nn
 
 import snngraph
 from snngraph import neurons, pipelines
-from snngraph.errors import PrecisionNotAvailableError
+from snngraph.errors import PrecisionNotAvailableError, VerificationError
 from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, SpikingGraph, is_op
 from snngraph.models.layers import StepWise
 from snngraph.passes.base import Pass
 from snngraph.passes.integer_synapses import IntegerSynapses
 from snngraph.runtime import cpu, openvino_backend
+from snngraph.verification import verify_engines
 
 T, N = 4, 2
 TARGETS = ("openvino", "onnxruntime")
@@ -76,6 +77,22 @@ def test_exact_is_as_right_as_float32(graph: SpikingGraph, inputs: torch.Tensor,
     assert report.predictions_equal
 
 
+def test_several_engines_are_verified_as_each_alone(graph: SpikingGraph, inputs: torch.Tensor) -> None:
+    few = inputs[:, :3]
+    with (
+        snngraph.build(snngraph.optimize(graph, passes=small("exact")), threads=1) as exact,
+        snngraph.build(snngraph.optimize(graph, precision="fp32"), threads=1) as fp32,
+    ):
+        together = verify_engines(graph, [exact, fp32], few)
+        assert together == [snngraph.verify(graph, engine, few) for engine in (exact, fp32)]
+        assert together[0].precision == "exact"
+    with (
+        snngraph.build(snngraph.optimize(graph, precision="fp32"), threads=1, batch_size=1) as other,
+        pytest.raises(VerificationError, match="the engines take different inputs"),
+    ):
+        verify_engines(graph, [fp32, other], few)
+
+
 def test_int8_is_judged_by_its_predictions(graph: SpikingGraph, inputs: torch.Tensor) -> None:
     with snngraph.build(snngraph.optimize(graph, passes=small("int8")), threads=1) as engine:
         assert engine.precision == "int8"
@@ -103,6 +120,27 @@ def test_a_graph_is_built_in_the_precision_it_was_optimized_for(graph: SpikingGr
         snngraph.build(optimized, precision="fp32")
     with snngraph.build(snngraph.optimize(graph, precision="fp32")) as engine:
         assert engine.precision == "fp32"
+
+
+@pytest.mark.parametrize(("given", "asked"), [("exact", "int8"), ("int8", "exact")])
+def test_a_graph_is_not_built_under_another_name(graph: SpikingGraph, given: str, asked: str) -> None:
+    optimized = snngraph.optimize(graph, passes=small(given))
+    with pytest.raises(PrecisionNotAvailableError, match=f"5 integer layers of precision '{given}'.*precision='{asked}'"):
+        snngraph.build(optimized, precision=asked)
+
+
+def test_quantized_weights_need_one_digit_and_stay_exact() -> None:
+    """The verdict on them is that of ``exact``, not the weaker one of ``int8``."""
+    net = Net().eval()
+    with torch.no_grad():
+        for module in net.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                module.weight.copy_((module.weight / module.weight.abs().max() * 127).round() / 1024)
+    graph = snngraph.trace(net, torch.rand(T, N, 2, 8, 8))
+    with snngraph.build(snngraph.optimize(graph, passes=small("exact"))) as engine:
+        assert engine.precision == "exact"
+    with snngraph.build(snngraph.optimize(graph, passes=small("int8"))) as engine:
+        assert engine.precision == "int8"
 
 
 @pytest.mark.parametrize(("features", "precision"), [((), "fp32"), (("avx512_vnni",), "exact"), (("avx_vnni",), "exact")])

@@ -222,8 +222,8 @@ class Builder:
 
     # -- emission ----------------------------------------------------------------------------------------------------------
 
-    def initializer(self, tensor: Tensor, title: str = "") -> str:
-        """The initializer that holds ``tensor``, rounded to float32 if it is floating.
+    def initializer(self, tensor: Tensor, title: str = "", *, shared: bool = True) -> str:
+        """The initializer that holds ``tensor``, rounded to float32 if it is floating: one that exists, unless not ``shared``.
 
         Raises:
             LoweringError: a number is too large for float32.
@@ -238,12 +238,14 @@ class Builder:
             array = rounded
         array = np.ascontiguousarray(array).reshape(tuple(tensor.shape))
         key = (array.dtype.str, array.shape, array.tobytes())
-        if key not in self._constants:
-            onnx_type(normal(tensor.dtype))
-            name = self.fresh(title or ("scalar" if array.size == 1 else "constant"))
-            self.initializers[name] = numpy_helper.from_array(array, name)
+        if shared and key in self._constants:
+            return self._constants[key]
+        onnx_type(normal(tensor.dtype))
+        name = self.fresh(title or ("scalar" if array.size == 1 else "constant"))
+        self.initializers[name] = numpy_helper.from_array(array, name)
+        if shared:
             self._constants[key] = name
-        return self._constants[key]
+        return name
 
     def fresh(self, title: str = "") -> str:
         """A tensor name nobody has."""

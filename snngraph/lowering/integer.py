@@ -84,8 +84,8 @@ def _weights(builder: Builder, digits: Value, *, transposed: bool = False) -> li
     if digits.constant is None:
         raise Refusal("digits that the graph computes")
     parts = [d.mT.contiguous() if transposed else d for d in digits.constant.to(torch.int8)]
-    names = [builder.initializer(d, f"{digits.title}.{k}") for k, d in enumerate(parts)]
-    # Without a zero point, whose default is 0: ONNX Runtime fails where several weights share one.
+    # ONNX Runtime fails where two layers share a weight, or two weights a zero point (whose default is 0): its names clash.
+    names = [builder.initializer(d, f"{digits.title}.{k}", shared=False) for k, d in enumerate(parts)]
     return [builder.emit("DequantizeLinear", name, _ONE) for name in names]
 
 

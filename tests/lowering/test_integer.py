@@ -61,6 +61,12 @@ CASES = {
     "difference": TWO + "return conv2d(flatten_time(s.s - z.s), w[8, 6, 3, 3], b[8])",
     "product": TWO + "return conv2d(flatten_time(s.s * z.s), w[8, 6, 3, 3], b[8])",
     "concatenated": TWO + "return conv2d(flatten_time(cat([s.s, z.s], 2)), w[8, 12, 3, 3], b[8])",
+    "transposed": FIRE.format(shape="6, 9, 8", more="")
+    + "return conv2d(permute(flatten_time(s.s), [0, 1, 3, 2]), w[8, 6, 3, 3], b[8])",
+    "tokens": FIRE.format(shape="24, 5", more="") + "return linear(permute(flatten_time(s.s), [0, 2, 1]), w[8, 24], b[8])",
+    "split": FIRE.format(shape="8, 9, 8", more="")
+    + "p = split_with_sizes(flatten_time(s.s), [4, 4], 1)\n"
+    + "return conv2d(p[0], w[8, 4, 3, 3], b[8]) + conv2d(p[1], v[8, 4, 3, 3], c[8])",
     "linear": FIRE.format(shape="24", more="") + "return linear(flatten_time(s.s), w[8, 24], b[8])",
     "linear on rows": FIRE.format(shape="5, 24", more="") + "return linear(flatten_time(s.s), w[8, 24], b[8])",
     "linear without bias": FIRE.format(shape="24", more="") + "return linear(s.s, w[8, 24])",
@@ -107,6 +113,31 @@ def test_openvino_computes_in_8_bits_and_fuses_each_layer_of_neurons() -> None:
     assert {out for kind, _, out in found if kind in ("Pooling", "Concatenation")} <= {"u8", "f32"}
     assert [out for kind, _, out in found if kind == "Pooling"] == ["u8"]
     assert len([f for f in found if f[0] == "Reorder" and f[2] == "u8"]) <= 1, "8 bits change their layout at the input alone"
+
+
+@pytest.mark.skipif(not INTEGER_KERNELS.intersection(integer_features()), reason="this CPU has no products of 8 bits in 32")
+@pytest.mark.parametrize("batch", [2, "dynamic"])
+@pytest.mark.parametrize("case", ["2-D", "transposed", "tokens", "split", "linear on rows", "max-pooled", "concatenated"])
+def test_openvino_computes_in_8_bits_whatever_moves_the_spikes(case: str, batch: Any) -> None:
+    model = openvino.Core().read_model(lower(integer(parse(CASES[case])), batch=batch).model.SerializeToString())
+    compiled = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    found = [{k: v.astype(str) for k, v in node.get_rt_info().items()} for node in compiled.get_runtime_model().get_ordered_ops()]
+    kinds = [f["primitiveType"] for f in found if f["layerType"] in ("Convolution", "FullyConnected", "MatMul")]
+    assert len(kinds) >= 3
+    assert all(kind.endswith(("_I8", "_i8")) for kind in kinds), kinds
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_layers_with_the_same_weights(engine: str) -> None:
+    """Shared by layers, or equal by chance: as many constants as layers, because ONNX Runtime fails otherwise."""
+    text = FIRE.format(shape="6, 9, 8", more="") + "y = conv2d(flatten_time(s.s), w[6, 6, 3, 3], padding=1)\n"
+    text += "z = lif(split_time(y), decay=0.5, threshold=0.1)\nreturn conv2d(flatten_time(z.s), w[6, 6, 3, 3], padding=1)"
+    graph = integer(parse(text))
+    inputs = [3 * x for x in random_inputs(graph, batch=2, seed=1)]
+    (found,) = run(lower(graph, batch=2), inputs, engine)
+    wanted = graph.to(torch.float32)(*(x.float() for x in inputs))
+    assert wanted.any()
+    np.testing.assert_allclose(found, wanted.numpy(), rtol=0, atol=2e-7 * float(wanted.abs().max()))
 
 
 @pytest.mark.parametrize("batch", [1, 3])

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import fx
 
-from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, LEVELS, SpikingGraph, is_op
+from snngraph.graph import INTEGER_CONV, INTEGER_LINEAR, LEVELS, SpikingGraph, is_neuron, is_op, operand
 from snngraph.passes.base import PassResult
 from snngraph.passes.integer_synapses import IntegerSynapses
 from snngraph.passes.mark_levels import MarkLevels
@@ -70,15 +71,30 @@ def test_weights_that_need_fewer_digits_get_fewer() -> None:
 
 
 def test_weights_far_above_the_others_get_more_digits() -> None:
-    weight = torch.full((4, 2, 3, 3), 1e-3)
-    weight[:, 0, 0, 0] = 1.0
-    assert layers(run(CONV, 3, weights={"w": weight}).graph) == [3], "18 weights: the largest is 4 times the root mean square"
+    weight = torch.linspace(0.5, 1, 72).reshape(4, 2, 3, 3)
+    assert layers(run(CONV, 3, weights={"w": weight}).graph) == [3]
+    weight[:, 0, 0, 0] = 20.0
+    assert layers(run(CONV, 3, weights={"w": weight}).graph) == [4]
+    assert layers(run(CONV, 4, weights={"w": weight}).graph) == [4], "four were asked for, and are enough"
+    assert layers(run(CONV, 1, weights={"w": weight}).graph) == [1], "asked for one digit, it gets one"
+
+
+@pytest.mark.parametrize("digits", [3, 4])
+@pytest.mark.parametrize("largest", [1e5, 1e30])
+def test_weights_beyond_four_digits_stay(largest: float, digits: int) -> None:
+    """However large it is, one weight of 18 is no more than 4 times the root of their mean square."""
+    weight = torch.linspace(0.5, 1, 72).reshape(4, 2, 3, 3)
+    weight[0, 0, 0, 0] = largest
+    result = run(CONV, digits, weights={"w": weight})
+    assert not result.changed
+    assert "so far above the others" in str(result.notes)
+
+
+def test_weights_of_zero_do_not_make_the_others_large() -> None:
+    weight = torch.zeros(4, 64, 3, 3)
+    weight[:, ::8] = torch.linspace(0.5, 1, 4 * 8 * 9).reshape(4, 8, 3, 3)
     text = CONV.replace("[T=3, N, 2, 8, 8]", "[T=3, N, 64, 4, 4]").replace("w[4, 2, 3, 3]", "w[4, 64, 3, 3]")
-    weight = torch.full((4, 64, 3, 3), 1e-3)
-    weight[:, 0, 0, 0] = 1.0
-    result = run(text, 3, weights={"w": weight})
-    assert layers(result.graph) == [4]
-    assert layers(run(text, 1, weights={"w": weight}).graph) == [1], "asked for one digit, it gets one"
+    assert layers(run(text, 3, weights={"w": weight}).graph) == [3]
 
 
 FIRE = "x[T=3, N, 2, 8, 8], g[N, 2, 1, 1] ->\ns = lif(x, threshold=1.0)\n"
@@ -112,6 +128,14 @@ def test_a_product_with_a_matrix_is_a_linear_layer(product: str) -> None:
 def test_a_weight_the_graph_computes_is_refused() -> None:
     text = "x[T=3, N, 8] ->\ns = lif(x, threshold=1.0)\nreturn linear(flatten_time(s.s), w[4, 8] * w[4, 8])"
     assert "its weight is no constant" in str(run(text).notes)
+
+
+def test_sums_that_int32_might_not_hold_are_refused() -> None:
+    text = "x[T=1, N, {0}] ->\ns = lif(x, threshold=1.0)\nreturn linear(flatten_time(s.s * 0.5 + s.s * 63.0), w[1, {0}])"
+    assert run(text.format(130_000)).changed
+    result = run(text.format(135_000))
+    assert not result.changed
+    assert "int32 might not hold sums of 135000 products" in str(result.notes)
 
 
 def test_nan_in_a_weight_is_refused() -> None:
@@ -159,6 +183,27 @@ def test_integers_are_marked_where_they_arise() -> None:
     x = random_inputs(integer, batch=2, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(integer(*x), result.graph(*x), strict=True))
     assert not MarkLevels()(result.graph).changed
+
+
+def marked(text: str) -> list[fx.Node]:
+    graph = MarkLevels()(run(text).graph).graph
+    return [operand(n) for n in graph.nodes if is_op(n, LEVELS)]
+
+
+@pytest.mark.parametrize(
+    ("moved", "channels"),
+    [("permute(flatten_time(s.s), [0, 1, 3, 2])", 4), ("split_with_sizes(flatten_time(s.s), [2, 2], 1)[1]", 2)],
+)
+def test_what_only_moves_integers_is_not_marked_again(moved: str, channels: int) -> None:
+    text = f"x[T=3, N, 4, 8, 8] ->\ns = lif(x, threshold=1.0)\nm = {moved}\nreturn conv2d(m, w[2, {channels}, 3, 3], b[2])"
+    (found,) = marked(text)
+    assert is_neuron(operand(found))
+
+
+def test_one_of_several_outputs_is_marked() -> None:
+    text = "x[T=3, N, 4, 8] ->\ns = lif(x, decay=0.5, threshold=1.0)\nm = max.dim(s.s, 2)\nreturn linear(m[0], w[2, 8], b[2])"
+    (found,) = marked(text)
+    assert is_op(operand(found), torch.ops.aten.max.dim)
 
 
 def test_a_graph_without_integer_layers_gets_no_marks() -> None:
