@@ -56,12 +56,12 @@ def passes(
 
 
 def _list(out: Output) -> None:
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from snngraph.passes import registry
 
     infos = registry.available()
-    table = Table("pass", "package", "exactness", "options", "what it does")
+    table = Table(Column("pass", no_wrap=True), "package", "exactness", "options", "what it does")
     for info in infos:
         options = ", ".join(f"{name}={default!r}" for name, default in info.options.items())
         table.add_row(info.name, info.package, info.exactness, options, info.summary)
